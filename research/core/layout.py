@@ -1,0 +1,178 @@
+"""Where arrays live: a mesh, and the table from axis letters to mesh axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from research.core.axes import axes_of
+from research.core.parts import part, require
+
+Rule = tuple[str, tuple[str, ...]]
+
+
+@part
+class Layout:
+    """A mesh shape and, for weights and activations, which mesh axes each letter is split over.
+
+    Attributes:
+      axes: mesh axes with their sizes, in order; one size may be -1, "the devices that are there".
+      weights: letter -> mesh axes, for parameters and their optimiser state.
+      activations: letter -> mesh axes, for everything that carries B.
+      overrides: parameter name -> its own letter table, where a name must differ from its letters.
+    """
+
+    axes: tuple[tuple[str, int], ...] = (("data", 1),)
+    weights: tuple[Rule, ...] = ()
+    activations: tuple[Rule, ...] = (("B", ("data",)),)
+    overrides: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.axes]
+        used = {a for _, axes in (*self.weights, *self.activations) for a in axes}
+        used |= {a for _, rules in self.overrides for _, axes in rules for a in axes}
+        require(
+            self,
+            (
+                len(set(names)) == len(names),
+                f"axes={self.axes} repeats a mesh axis; name each once",
+            ),
+            (
+                sum(size == -1 for _, size in self.axes) <= 1,
+                f"axes={self.axes} has more than one -1; at most one size can be inferred",
+            ),
+            (
+                all(size == -1 or size > 0 for _, size in self.axes),
+                f"axes={self.axes}: sizes must be positive, or -1 for the devices that are there",
+            ),
+            (used <= set(names), f"rules name {sorted(used - set(names))}, but axes are {names}"),
+        )
+
+    def on(self, devices: Sequence[Any]) -> Placement:
+        """Build the mesh over `devices`.
+
+        Raises:
+          ValueError: the mesh does not fit the number of devices.
+        """
+        sizes = [size for _, size in self.axes]
+        known = math.prod(size for size in sizes if size != -1)
+        if -1 in sizes:
+            sizes[sizes.index(-1)] = len(devices) // known
+        if (
+            math.prod(sizes) == 0
+            or math.prod(sizes) > len(devices)
+            or (-1 in [size for _, size in self.axes] and math.prod(sizes) != len(devices))
+        ):
+            raise ValueError(
+                f"layout {dict(self.axes)} does not fit {len(devices)} devices; change the sizes so "
+                "that their product divides the devices (or use -1 for one axis)"
+            )
+        grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
+        names = tuple(name for name, _ in self.axes)
+        return Placement(self, Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names)))
+
+
+class Placement:
+    """A layout on actual devices: the only thing that makes shardings.
+
+    Compares and hashes by its layout and mesh, so that it can be a static field of a module.
+    """
+
+    def __init__(self, layout: Layout, mesh: Mesh):
+        self.layout, self.mesh = layout, mesh
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Placement) and (self.layout, self.mesh) == (
+            other.layout,
+            other.mesh,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.layout, self.mesh))
+
+    @property
+    def platform(self) -> str:
+        """The mesh's platform: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def num_row_shards(self) -> int:
+        """Over how many shards the rows of a batch are split: batch sizes must be a multiple."""
+        axes = dict(self.layout.activations).get("B", ())
+        return math.prod(self.mesh.shape[a] for a in axes)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of scalars."""
+        return NamedSharding(self.mesh, P())
+
+    def spec(self, letters: str, shape: tuple[int, ...], rules: dict, what: str) -> P:
+        """Translate letters to a PartitionSpec; leading axes beyond the letters are not split.
+
+        Raises:
+          ValueError: one mesh axis is used twice in an array, or does not divide its dimension.
+        """
+        entries: list[Any] = [None] * (len(shape) - len(letters))
+        used: dict[str, str] = {}
+        for letter, size in zip(letters, shape[len(shape) - len(letters) :], strict=True):
+            axes = tuple(a for a in rules.get(letter, ()) if self.mesh.shape[a] > 1)
+            for axis in axes:
+                if axis in used:
+                    raise ValueError(
+                        f"{what}: mesh axis {axis!r} is asked for by both {used[axis]} and {letter}; "
+                        "give one of them another mesh axis, or override this name in the layout"
+                    )
+                used[axis] = letter
+            shards = math.prod(self.mesh.shape[a] for a in axes)
+            if size % shards:
+                raise ValueError(
+                    f"{what}: axis {letter} has size {size}, which mesh axes {axes} of size {shards} "
+                    "do not divide; change the mesh, or override this name in the layout"
+                )
+            entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+        return P(*entries)
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
+        """Give the sharding of the parameter (or optimiser moment) called `name`."""
+        axes = axes_of(name)
+        if axes is None or len(shape) < len(axes.letters):
+            return self.replicated
+        rules = {**dict(self.layout.weights), **dict(dict(self.layout.overrides).get(name, ()))}
+        return NamedSharding(self.mesh, self.spec(axes.letters, shape, rules, name))
+
+    def weights(self, tree: Any) -> Any:
+        """Give the shardings of a tree whose leaves' names declare their axes; others replicate."""
+
+        def sharding(path: tuple, leaf: Any) -> NamedSharding:
+            for key in reversed(path):
+                name = str(getattr(key, "key", getattr(key, "name", "")))
+                if name and axes_of(name) is not None:
+                    return self.weight(name, leaf.shape)
+            return self.replicated
+
+        return jax.tree_util.tree_map_with_path(sharding, tree)
+
+    def batch(self, tree: Any) -> Any:
+        """Give the shardings of arrays whose first axis is B."""
+        rules = dict(self.layout.activations)
+
+        def sharding(leaf: Any) -> NamedSharding:
+            spec = self.spec("B", leaf.shape[:1], rules, "batch")
+            return NamedSharding(self.mesh, spec)
+
+        return jax.tree.map(sharding, tree)
+
+    def constrain(self, x: jax.Array, letters: str) -> jax.Array:
+        """Pin an activation to the layout; the identity on one device."""
+        if self.mesh.size == 1:
+            return x
+        rules = dict(self.layout.activations)
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, self.spec(letters, x.shape, rules, letters))
+        )

@@ -1,0 +1,195 @@
+"""The law of parts: frozen dataclasses of numbers that compare, hash, print, travel as JSON and vary."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+T = TypeVar("T")
+_STATIC = (bool, int, str, bytes, type(None), PurePath, frozenset)
+
+
+def _is_static(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_static(item) for item in value)
+    return isinstance(value, _STATIC)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def part(cls: type[T]) -> type[T]:
+    """Make `cls` a part: a frozen keyword-only dataclass that is also a pytree of its scalars.
+
+    Integers, strings, booleans and tuples of them are structure: they are static under `jax.jit`.
+    Floats and nested parts are leaves: they are traced, so two parts that differ only in floats
+    share one compilation. Rebuilding from leaves skips `__post_init__`: tracers are not validated.
+    """
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    names = tuple(field.name for field in dataclasses.fields(made))
+
+    def flatten_with_keys(value: Any):
+        held = {name: getattr(value, name) for name in names}
+        static = tuple((k, v) for k, v in held.items() if _is_static(v))
+        traced = tuple(k for k, v in held.items() if not _is_static(v))
+        return [(jax.tree_util.GetAttrKey(k), held[k]) for k in traced], (traced, static)
+
+    def unflatten(aux: Any, children: Iterable[Any]) -> Any:
+        traced, static = aux
+        value = object.__new__(made)
+        for name, item in (*zip(traced, children, strict=True), *static):
+            object.__setattr__(value, name, item)
+        return value
+
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten)
+    return made
+
+
+def require(owner: Any, *checks: tuple[bool, str]) -> None:
+    """Raise one ValueError that lists every failed check of `owner`.
+
+    Each check is (holds, message); a message says the value, what was expected and what to do.
+    """
+    failed = [message for holds, message in checks if not holds]
+    if failed:
+        raise ValueError(f"{type(owner).__name__}: " + "; ".join(failed))
+
+
+def describe(value: Any) -> Any:
+    """Turn a tree of parts into JSON: a part becomes an object that carries its type's name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": f"{cls.__module__}.{cls.__qualname__}", **fields}
+    if isinstance(value, (tuple, list)):
+        return [describe(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, types.FunctionType):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value
+
+
+def rebuild(value: Any) -> Any:
+    """Undo `describe`; only dataclasses of this project's own packages are made.
+
+    Raises:
+      ValueError: the type is not one of ours, or no longer has the fields that were written.
+    """
+    if isinstance(value, list):
+        return tuple(rebuild(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    if "type" not in value:
+        return {key: rebuild(item) for key, item in value.items()}
+    module, _, name = value["type"].rpartition(".")
+    if module.split(".")[0] not in ("research", "configs"):
+        raise ValueError(
+            f"cannot rebuild {value['type']!r}: only parts of maktab itself are read from JSON; "
+            "load the experiment file instead"
+        )
+    cls = getattr(importlib.import_module(module), name)
+    held = {key: rebuild(item) for key, item in value.items() if key != "type"}
+    unknown = held.keys() - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise ValueError(f"{value['type']}: fields {sorted(unknown)} are unknown to this version")
+    return cls(**held)
+
+
+def _children(node: Any) -> dict[str, Any]:
+    if isinstance(node, tuple):
+        return {str(index): item for index, item in enumerate(node)}
+    if dataclasses.is_dataclass(node):
+        return {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    return {}
+
+
+def _walk(node: Any, path: str) -> Any:
+    """Follow a dotted path from `node`; an unknown step is an error that lists what there is."""
+    for step in path.split("."):
+        children = _children(node)
+        if step not in children:
+            near = difflib.get_close_matches(step, children, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"{path!r}: {type(node).__name__} has no field {step!r}.{hint} "
+                f"It has: {', '.join(children) or 'none'}."
+            )
+        node = children[step]
+    return node
+
+
+def vary(root: T, changes: Mapping[str, Any]) -> T:
+    """Derive a part with some fields changed: `vary(experiment, {"tuning.rank": 64})`.
+
+    A path walks fields by name and tuples by index.
+
+    Raises:
+      ValueError: a path names no field; the error lists the fields there are.
+    """
+    for path, value in changes.items():
+        _walk(root, path)
+        root = _replace(root, path.split("."), value)
+    return root
+
+
+def _replace(node: Any, steps: list[str], value: Any) -> Any:
+    if not steps:
+        return value
+    head, rest = steps[0], steps[1:]
+    if isinstance(node, tuple):
+        index = int(head)
+        return (*node[:index], _replace(node[index], rest, value), *node[index + 1 :])
+    return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value)})
+
+
+def parse_setting(root: Any, setting: str) -> tuple[str, Any]:
+    """Read `path=value` from a command line against the type of the field it replaces.
+
+    Raises:
+      ValueError: there is no '=', the path is unknown, or the value has another type.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set {setting!r}: expected path=value, for example tuning.rank=64")
+    current = _walk(root, path)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    if current is not None and value is not None and type(value) is not type(current):
+        raise ValueError(
+            f"--set {setting!r}: {path} is {current!r} ({type(current).__name__}), "
+            f"but {text!r} reads as {type(value).__name__}"
+        )
+    return path, value
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """List, a line each, where two described trees differ: `path: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [
+            line
+            for index, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{path}.{index}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]

@@ -1,0 +1,150 @@
+"""What each kind of part promises: the seams along which a method is one new file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float
+
+from research.core.parts import part
+from research.core.records import Batch, Output, Report, Total
+
+Tree = Any
+
+
+@part
+class View:
+    """How a row is shown to the model.
+
+    Attributes:
+      content: "training" (all of it, with its trained tokens), "prompt" (up to where the answer
+        starts, ready to be continued), or "answer" (the trained tokens alone, after BOS).
+      instruction: a quick-answer instruction, joined to the user's turn before templating.
+      template: whether a chat template is applied (False: instruction and question as plain text).
+    """
+
+    content: Literal["training", "prompt", "answer"] = "training"
+    instruction: str = ""
+    template: bool = True
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A language model as functions of a parameter tree."""
+
+    def init(self, key: jax.Array) -> Tree:
+        """Make random parameters."""
+        ...
+
+    def abstract(self) -> Tree:
+        """Give shapes and dtypes of the parameters without touching a device."""
+        ...
+
+    def apply(self, params: Tree, batch: Batch) -> Output:
+        """Run a whole batch at once."""
+        ...
+
+    def empty_cache(self, num_rows: int, num_slots: int) -> Any:
+        """Make an empty key/value cache."""
+        ...
+
+    def extend(self, params: Tree, cache: Any, tokens_BT, positions_BT, segments_BT) -> tuple:
+        """Feed more tokens; give (Output, cache)."""
+        ...
+
+
+class Tuning(Protocol):
+    """How parameters divide into trained and frozen."""
+
+    def split(self, params: Tree, key: jax.Array) -> tuple[Tree, Tree]:
+        """Give (trainable, frozen); new factors are drawn from `key`. Pure: works abstractly."""
+        ...
+
+    def join(self, trainable: Tree, frozen: Tree, key: jax.Array | None = None) -> Tree:
+        """Give the parameter tree that the model is applied to; `key` turns dropout on."""
+        ...
+
+    def merge(self, trainable: Tree, frozen: Tree) -> Tree:
+        """Give plain arrays: the adapted weights, added in float32 and cast once."""
+        ...
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    def __call__(self, model: Model, params: Tree, batch: Batch) -> tuple[Total, Report]:
+        """Give the loss as a differentiable (sum, count) in nats, and what was seen."""
+        ...
+
+
+class Optimizer(Protocol):
+    """How gradients become updates; every kernel is the 2-D matrix that its name declares."""
+
+    def init(self, trainable: Tree) -> Tree:
+        """Make the state for a trainable tree; moments keep its leaves' names."""
+        ...
+
+    def update(
+        self, gradients: Tree, state: Tree, trainable: Tree, learning_rate: jax.Array
+    ) -> tuple[Tree, Tree]:
+        """Give (updates to add, new state)."""
+        ...
+
+
+class Schedule(Protocol):
+    """Learning rate as a function of the fraction of its span (run or round) that is done."""
+
+    def __call__(self, fraction: jax.Array) -> jax.Array:
+        """Give the learning rate at `fraction` in [0, 1]."""
+        ...
+
+
+class Estimator(Protocol):
+    """What is hard? A signal per example, in nats."""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of a row that `score` needs, in order; empty: nothing is computed."""
+        ...
+
+    def score(
+        self, model: Model, params: Tree, batches: tuple[Batch, ...], key_B: Array
+    ) -> Float[Array, " B"]:
+        """Score one example a row; `batches` holds the declared views, right-padded."""
+        ...
+
+
+class Source(Protocol):
+    """Where rows come from: a part that can be opened."""
+
+    def open(self) -> Rows:
+        """Open the rows.
+
+        Raises:
+          FileNotFoundError, ValueError: with what is missing and what to do.
+        """
+        ...
+
+
+class Rows(Protocol):
+    """Indexable raw rows; no state."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+    def where(self, index: int) -> str:
+        """Name a row for people: `file:line`."""
+        ...
+
+
+class Evaluator(Protocol):
+    """A question asked of a model at some steps: a part."""
+
+    name: str
+
+    def evaluate(self, model: Model, params: Tree, tokenizer: Any, place: Any) -> Any:
+        """Give `research.evaluate.results.Evaluation`."""
+        ...

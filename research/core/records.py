@@ -1,0 +1,156 @@
+"""What flows: Batch, Output, Report and the State that is threaded through a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from research.core.weights import contract
+
+
+def record(cls: type) -> type:
+    """Make a frozen dataclass that is a pytree of all its fields."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+@record
+class Batch:
+    """Rows of packed examples, with everything that an objective needs.
+
+    Attributes:
+      tokens_BT: token ids that are fed.
+      targets_BT: the token that follows each fed token inside its own example (0 where none does).
+      weights_BT: loss weight of each target; 0 for prompts, padding and the last token of an example.
+      positions_BT: position inside the example, from 0.
+      segments_BT: which of the row's examples a token belongs to, from 1; 0 is padding.
+      ids_BZ: pool index of each of the row's examples; -1 where there is none.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    targets_BT: Int[Array, "B T"]
+    weights_BT: Float[Array, "B T"]
+    positions_BT: Int[Array, "B T"]
+    segments_BT: Int[Array, "B T"]
+    ids_BZ: Int[Array, "B Z"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model returns for a batch: hidden states, and the head as a leaf.
+
+    Full logits are never made here: objectives call `research.core.vocabulary.token_statistics`.
+
+    Attributes:
+      hidden_BTD: final hidden states, after the last norm.
+      head: the output matrix (`head_D_V`, or the tied `embed_V_D`), possibly a low-rank leaf.
+      equation: the einsum that makes logits from hidden states and head.
+      logit_scale: factor on the logits.
+      soft_cap: c in c * tanh(logits / c), or None.
+      chunk_tokens: positions a row whose logits `token_statistics` may hold at once; None: all.
+      router: per-layer routing statistics, or None for a dense model.
+    """
+
+    hidden_BTD: Float[Array, "B T D"]
+    head: Any
+    router: Any = None
+    equation: str = dataclasses.field(default="BTD,DV->BTV", metadata={"static": True})
+    logit_scale: float = dataclasses.field(default=1.0, metadata={"static": True})
+    soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    chunk_tokens: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def logits(self) -> Float[Array, "B T V"]:
+        """Make the full float32 logits: for decoding and tests only."""
+        return self.project(self.hidden_BTD)
+
+    def project(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Give the float32 logits of some hidden states."""
+        logits_BTV = contract(self.equation, hidden_BTD, self.head).astype(jnp.float32)
+        logits_BTV = logits_BTV * self.logit_scale if self.logit_scale != 1.0 else logits_BTV
+        if self.soft_cap is None:
+            return logits_BTV
+        return self.soft_cap * jnp.tanh(logits_BTV / self.soft_cap)
+
+
+@record
+class Total:
+    """A (sum, count) pair: the only reduction there is. Totals add; means of means do not exist."""
+
+    sum: Any
+    count: Any
+
+    def __add__(self, other: Total) -> Total:
+        return Total(sum=self.sum + other.sum, count=self.count + other.count)
+
+    @property
+    def mean(self) -> Any:
+        """The quotient; NaN where nothing was counted."""
+        return self.sum / self.count if self.count else float("nan")
+
+
+@record
+class Report:
+    """What a step saw.
+
+    Attributes:
+      totals: name -> Total, to be added over micro-batches, steps and devices.
+      rows: name -> [B, Z] per-example sums ("id", "tokens", "loss_nats", ...), to be concatenated.
+    """
+
+    totals: dict[str, Total]
+    rows: dict[str, Any]
+
+    def __add__(self, other: Report) -> Report:
+        totals = {
+            key: self.totals[key] + other.totals[key]
+            if key in self.totals and key in other.totals
+            else (self.totals | other.totals)[key]
+            for key in self.totals | other.totals
+        }
+        if not self.rows or not other.rows:
+            return Report(totals=totals, rows=self.rows or other.rows)
+        xp = np if isinstance(next(iter(self.rows.values())), np.ndarray) else jnp
+        rows = {key: xp.concatenate([self.rows[key], other.rows[key]]) for key in self.rows}
+        return Report(totals=totals, rows=rows)
+
+
+@record
+class Learner:
+    """The part of the state that lives on devices and that one step replaces.
+
+    Attributes:
+      step: updates asked for so far (scalar int32); withheld updates count as steps.
+      trainable: the tree that the tuning trains.
+      optimizer: the optimiser's state for that tree, sharded like it.
+    """
+
+    step: Any
+    trainable: Any
+    optimizer: Any
+
+
+@record
+class State:
+    """All that changes in a run.
+
+    Attributes:
+      learner: step, trainable parameters and optimiser state (on devices).
+      frozen: parameters that never change (on devices; not in checkpoints).
+      curriculum: scores, counts, the round's queue and its cursor (NumPy, on the host).
+    """
+
+    learner: Learner
+    frozen: Any
+    curriculum: Any
+
+
+def sum_by_example(values_BT: Float[Array, "B T"], batch: Batch) -> Float[Array, "B Z"]:
+    """Add per-token values over each example of each row; padding counts for none."""
+    numbers_Z = jnp.arange(1, batch.ids_BZ.shape[1] + 1, dtype=batch.segments_BT.dtype)
+    member_BTZ = batch.segments_BT[:, :, None] == numbers_Z
+    return jnp.sum(jnp.where(member_BTZ, values_BT[:, :, None], 0.0), axis=1)

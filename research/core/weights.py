@@ -1,0 +1,59 @@
+"""The three verbs that touch weights: `contract`, `take` and `grouped`.
+
+A leaf that is not an array (a low-rank or quantised weight) brings its own method of the same name;
+model files never ask what kind of leaf they hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def value_of(w: Any) -> Any:
+    """Unwrap an `nnx.Variable`; leaves other than arrays come out as they are."""
+    return w.get_value() if isinstance(w, nnx.Variable) else w
+
+
+def contract(equation: str, x: jax.Array, w: Any) -> jax.Array:
+    """Contract activations with a weight: `contract("BTD,DKGH->BTKGH", x_BTD, query_D_KGH)`.
+
+    The weight is used at the activation's dtype.
+    """
+    w = value_of(w)
+    return w.contract(equation, x) if hasattr(w, "contract") else _contract(equation, x, w)
+
+
+def take(table: Any, ids: jax.Array, dtype: Any) -> jax.Array:
+    """Look rows of an embedding up: `take(embed_V_D, tokens_BT, dtype)` -> [B, T, D]."""
+    table = value_of(table)
+    if hasattr(table, "take"):
+        return (
+            table.take(ids, dtype) if not isinstance(table, jax.Array) else table[ids].astype(dtype)
+        )
+    return table[ids].astype(dtype)
+
+
+def _contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Contract as one 2-D product where the contracted axes trail in x and lead in w.
+
+    XLA's CPU back-end turns the weight gradient of a batched product into a transposed copy;
+    accelerators lower both forms alike.
+    """
+    terms, out = equation.split("->")
+    x_letters, w_letters = terms.split(",")
+    shared = "".join(letter for letter in x_letters if letter in w_letters and letter not in out)
+    w = w.astype(x.dtype)
+    if not (x_letters.endswith(shared) and w_letters.startswith(shared)):
+        return jnp.einsum(equation, x, w)
+    rows, columns = x_letters.removesuffix(shared), w_letters.removeprefix(shared)
+    if out != rows + columns or set(rows) & set(columns):
+        return jnp.einsum(equation, x, w)
+    row_shape, column_shape = x.shape[: len(rows)], w.shape[len(shared) :]
+    width = 1
+    for size in w.shape[: len(shared)]:
+        width *= size
+    return (x.reshape(-1, width) @ w.reshape(width, -1)).reshape(*row_shape, *column_shape)

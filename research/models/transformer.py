@@ -1,0 +1,318 @@
+"""The decoder: one scanned transformer for every family, used as a function of its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Int
+
+from research.core.axes import axes_of, shape_of
+from research.core.layout import Placement
+from research.core.records import Batch, Output, record
+from research.core.weights import contract, take, value_of
+from research.models.architecture import Architecture, Stack
+from research.models.attention.visibility import Visibility
+from research.models.compute import Compute
+from research.models.rope import rotate
+
+Params = Any
+
+
+@record
+class Cache:
+    """Keys and values of what was fed, per stack, in slots; a slot's position is stored beside it.
+
+    Rows of different prompt lengths share slots: a padding slot has segment 0 and is never seen.
+
+    Attributes:
+      keys, values: stack name -> [L, B, S, K, H].
+      positions_BS, segments_BS: of each slot; segment 0 is empty.
+      slot: the next free slot (scalar), the same for all rows.
+    """
+
+    keys: dict[str, Any]
+    values: dict[str, Any]
+    positions_BS: Int[Array, "B S"]
+    segments_BS: Int[Array, "B S"]
+    slot: Int[Array, ""]
+
+
+def parameter(name: str, key: jax.Array, arch: Architecture) -> nnx.Param:
+    """Make one parameter from its name: shape by letters, scale by fan-in, norms 1, biases 0."""
+    axes, shape = axes_of(name), shape_of(name, arch.sizes)
+    if axes.is_kernel:
+        fan_in = axes.matrix(shape)[1] if not name.startswith("embed") else 1
+        std = arch.init_std or (fan_in**-0.5 if fan_in > 1 else 0.02)
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
+    fill = jnp.zeros if "bias" in name else jnp.ones
+    return nnx.Param(fill(shape, jnp.float32))
+
+
+def rms_norm(x: jax.Array, scale: Any, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale, in float32. Source: Zhang & Sennrich, arXiv 1910.07467."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * value_of(scale).astype(jnp.float32)).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
+        self.arch, self.place = arch, place
+        self.query_D_KGH = parameter("query_D_KGH", key, arch)
+        self.key_D_KH = parameter("key_D_KH", key, arch)
+        self.value_D_KH = parameter("value_D_KH", key, arch)
+        self.out_KGH_D = parameter("out_KGH_D", key, arch)
+        if arch.qkv_bias:
+            self.query_bias_KGH = parameter("query_bias_KGH", key, arch)
+            self.key_bias_KH = parameter("key_bias_KH", key, arch)
+            self.value_bias_KH = parameter("value_bias_KH", key, arch)
+        if arch.out_bias:
+            self.out_bias_D = parameter("out_bias_D", key, arch)
+        if arch.query_key_norm:
+            self.query_norm_H = parameter("query_norm_H", key, arch)
+            self.key_norm_H = parameter("key_norm_H", key, arch)
+
+    def project(self, x_BTD: jax.Array, cos_sin: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Give rotated queries [B, T, K, G, H] and keys, and values, both [B, T, K, H]."""
+        arch = self.arch
+        query = contract("BTD,DKGH->BTKGH", x_BTD, self.query_D_KGH)
+        key = contract("BTD,DKH->BTKH", x_BTD, self.key_D_KH)
+        value = contract("BTD,DKH->BTKH", x_BTD, self.value_D_KH)
+        if arch.qkv_bias:
+            query = query + value_of(self.query_bias_KGH).astype(query.dtype)
+            key = key + value_of(self.key_bias_KH).astype(key.dtype)
+            value = value + value_of(self.value_bias_KH).astype(value.dtype)
+        if arch.query_key_norm:
+            query = rms_norm(query, self.query_norm_H, arch.norm_eps)
+            key = rms_norm(key, self.key_norm_H, arch.norm_eps)
+        query, key = rotate(query, *cos_sin), rotate(key, *cos_sin)
+        return self.place.constrain(query, "BTKGH"), self.place.constrain(key, "BTKH"), value
+
+    def close(self, mixed_BTKGH: jax.Array) -> jax.Array:
+        """Bring the heads back to the residual width."""
+        out_BTD = contract("BTKGH,KGHD->BTD", mixed_BTKGH, self.out_KGH_D)
+        return (
+            out_BTD + value_of(self.out_bias_D).astype(out_BTD.dtype)
+            if self.arch.out_bias
+            else out_BTD
+        )
+
+
+class GatedFeedForward(nnx.Module):
+    """down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv 2002.05202."""
+
+    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
+        self.arch, self.place = arch, place
+        self.gate_D_F = parameter("gate_D_F", key, arch)
+        self.up_D_F = parameter("up_D_F", key, arch)
+        self.down_F_D = parameter("down_F_D", key, arch)
+        if arch.ffw_bias:
+            self.gate_bias_F = parameter("gate_bias_F", key, arch)
+            self.up_bias_F = parameter("up_bias_F", key, arch)
+            self.down_bias_D = parameter("down_bias_D", key, arch)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        gate_BTF = contract("BTD,DF->BTF", x_BTD, self.gate_D_F)
+        up_BTF = contract("BTD,DF->BTF", x_BTD, self.up_D_F)
+        if self.arch.ffw_bias:
+            gate_BTF = gate_BTF + value_of(self.gate_bias_F).astype(gate_BTF.dtype)
+            up_BTF = up_BTF + value_of(self.up_bias_F).astype(up_BTF.dtype)
+        hidden_BTF = self.place.constrain(nnx.silu(gate_BTF) * up_BTF, "BTF")
+        out_BTD = contract("BTF,FD->BTD", hidden_BTF, self.down_F_D)
+        return (
+            out_BTD + value_of(self.down_bias_D).astype(out_BTD.dtype)
+            if self.arch.ffw_bias
+            else out_BTD
+        )
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each after a norm and added to the residual."""
+
+    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
+        self.arch, self.place = arch, place
+        self.attention_norm_D = parameter("attention_norm_D", key, arch)
+        self.attention = Attention(jax.random.fold_in(key, 0), arch, place)
+        self.ffw_norm_D = parameter("ffw_norm_D", key, arch)
+        self.ffw = GatedFeedForward(jax.random.fold_in(key, 1), arch, place)
+
+    def __call__(self, x_BTD: jax.Array, cos_sin: tuple, mix: Any) -> tuple[jax.Array, Any]:
+        """Run the layer; `mix(query, key, value)` attends and may hand something back."""
+        normed = rms_norm(x_BTD, self.attention_norm_D, self.arch.norm_eps)
+        mixed_BTKGH, kept = mix(*self.attention.project(normed, cos_sin))
+        x_BTD = self.place.constrain(x_BTD + self.attention.close(mixed_BTKGH), "BTD")
+        normed = rms_norm(x_BTD, self.ffw_norm_D, self.arch.norm_eps)
+        return self.place.constrain(x_BTD + self.ffw(normed), "BTD"), kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """An architecture on a placement, computed by a policy: functions of a parameter tree.
+
+    The tree is {"embed_V_D", "layers": {stack: {"attention": ..., "ffw": ...}}, "final_norm_D",
+    "head_D_V"}; every leaf under a stack has a leading axis L. Any leaf may be replaced by a leaf
+    that brings its own `contract` and `take`.
+    """
+
+    arch: Architecture
+    place: Placement
+    compute: Compute
+
+    def init(self, key: jax.Array) -> Params:
+        """Make random parameters in the placement's shardings."""
+        shardings = self.place.weights(self.abstract())
+        return jax.jit(self._init, out_shardings=shardings)(key)
+
+    def abstract(self) -> Params:
+        """Give the tree of shapes and dtypes without touching a device."""
+        return jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
+
+    def _init(self, key: jax.Array) -> Params:
+        def one(layer_key: jax.Array) -> Params:
+            return nnx.to_pure_dict(nnx.state(Block(layer_key, self.arch, self.place)))
+
+        layers = {
+            stack.name: jax.vmap(one)(
+                jnp.stack([jax.random.fold_in(key, layer) for layer in stack.layers])
+            )
+            for stage in self.arch.stages()
+            for stack in stage
+        }
+        names = ["embed_V_D", "final_norm_D"] + ([] if self.arch.tied_head else ["head_D_V"])
+        params = {name: parameter(name, key, self.arch).get_value() for name in names}
+        dtype = self.compute.param_dtype
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params | {"layers": layers})
+
+    def apply(self, params: Params, batch: Batch) -> Output:
+        """Run the whole batch at once: training, and scoring along a given text."""
+        seen = Visibility(
+            query_positions_BT=batch.positions_BT,
+            query_segments_BT=batch.segments_BT,
+            key_positions_BS=batch.positions_BT,
+            key_segments_BS=batch.segments_BT,
+        )
+
+        def mix(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
+            return self._attend(query, key, value, seen), None
+
+        x_BTD, _ = self._layers(params, batch.tokens_BT, seen, {}, mix)
+        return self._output(params, x_BTD)
+
+    def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
+        """Make a cache with no slot filled."""
+        sizes = self.arch.sizes
+        shape = (num_rows, num_slots, sizes["K"], sizes["H"])
+
+        def zeros() -> dict[str, jax.Array]:
+            return {
+                stack.name: jnp.zeros((stack.count, *shape), self.compute.dtype)
+                for stage in self.arch.stages()
+                for stack in stage
+            }
+
+        slots = jnp.zeros((num_rows, num_slots), jnp.int32)
+        return Cache(
+            keys=zeros(), values=zeros(), positions_BS=slots, segments_BS=slots, slot=jnp.int32(0)
+        )
+
+    def extend(
+        self,
+        params: Params,
+        cache: Cache,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        segments_BT: Int[Array, "B T"],
+    ) -> tuple[Output, Cache]:
+        """Feed T more tokens into the cache's next T slots and run them against all slots."""
+
+        def put(slots: jax.Array, new: jax.Array) -> jax.Array:
+            start = (0, cache.slot) + (0,) * (slots.ndim - 2)
+            return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)
+
+        positions_BS = put(cache.positions_BS, positions_BT)
+        segments_BS = put(cache.segments_BS, segments_BT)
+        seen = Visibility(
+            query_positions_BT=positions_BT,
+            query_segments_BT=segments_BT,
+            key_positions_BS=positions_BS,
+            key_segments_BS=segments_BS,
+            ordered=False,
+        )
+
+        def mix(seen: Visibility, held: Any, query: jax.Array, key: jax.Array, value: jax.Array):
+            keys, values = put(held[0], key), put(held[1], value)
+            return self._attend(query, keys, values, seen), (keys, values)
+
+        held = {name: (cache.keys[name], cache.values[name]) for name in cache.keys}
+        x_BTD, kept = self._layers(params, tokens_BT, seen, held, mix)
+        cache = Cache(
+            keys={name: pair[0] for name, pair in kept.items()},
+            values={name: pair[1] for name, pair in kept.items()},
+            positions_BS=positions_BS,
+            segments_BS=segments_BS,
+            slot=cache.slot + tokens_BT.shape[1],
+        )
+        return self._output(params, x_BTD), cache
+
+    def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, seen: Visibility):
+        backend = self.compute.attention_on(self.place.platform, seen)
+        return backend(query, key, value, seen, scale=self.arch.head_dim**-0.5)
+
+    def _layers(
+        self, params: Params, tokens_BT: jax.Array, seen: Visibility, held: dict, mix: Any
+    ) -> tuple[jax.Array, dict]:
+        """Embed and run every stage; `held` and the returned dict carry per-stack arrays."""
+        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
+        x_BTD = self.place.constrain(x_BTD, "BTD")
+        cos_sin = self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
+        kept: dict[str, Any] = {}
+        for stage in self.arch.stages():
+            body = functools.partial(self._period, stage, cos_sin, seen, mix)
+            body = self.compute.rematerialise(body)
+            layers = {s.name: (params["layers"][s.name], held.get(s.name)) for s in stage}
+            x_BTD, stage_kept = self.compute.repeat(body, x_BTD, layers, stage[0].count)
+            kept |= stage_kept
+        return x_BTD, kept
+
+    def _period(
+        self, stage: tuple[Stack, ...], cos_sin: tuple, seen: Visibility, mix: Any, x_BTD, layers
+    ):
+        """Run one layer of each stack of a stage."""
+        graphdef = block_graph(self.arch, self.place)
+        kept = {}
+        for stack in stage:
+            layer, held = layers[stack.name]
+            local = dataclasses.replace(seen, window=self.arch.window(stack.first))
+            block = nnx.merge(graphdef, layer)
+            x_BTD, kept[stack.name] = block(x_BTD, cos_sin, functools.partial(mix, local, held))
+        return x_BTD, kept
+
+    def _output(self, params: Params, x_BTD: jax.Array) -> Output:
+        tied = self.arch.tied_head
+        return Output(
+            hidden_BTD=rms_norm(x_BTD, params["final_norm_D"], self.arch.norm_eps),
+            head=params["embed_V_D"] if tied else params["head_D_V"],
+            equation="BTD,VD->BTV" if tied else "BTD,DV->BTV",
+            chunk_tokens=self.compute.vocabulary_chunk,
+        )
+
+
+@functools.cache
+def block_graph(arch: Architecture, place: Placement) -> nnx.GraphDef:
+    """Split one abstract block once: the structure that parameters are merged into."""
+    block = nnx.eval_shape(lambda: Block(jax.random.key(0), arch, place))
+    return nnx.split(block)[0]
+
+
+def parameter_count(params: Params) -> int:
+    """Count the parameters of a (possibly abstract) tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
