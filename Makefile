@@ -1,0 +1,56 @@
+# The whole set-up is `make quickstart` or `make test`; both build their environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: quickstart reproduce-quickstart test test-slow test-aot lint parity benchmarks clean
+
+$(VENV)/run: pyproject.toml
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	$(RUN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/run
+	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Torch's CPU build: the exact version keeps pip from the CUDA one.
+$(VENV)/parity: $(VENV)/dev
+	$(RUN)/python -m pip install --quiet torch==2.13.0
+	$(RUN)/python -m pip install --quiet --editable '.[dev,parity]'
+	touch $@
+
+quickstart: $(VENV)/run  ## fine-tune the small real model under a curriculum and its controls
+	$(RUN)/python experiments/quickstart.py
+
+reproduce-quickstart: $(VENV)/run  ## the long version: 400 steps, 5 seeds
+	$(RUN)/python experiments/quickstart.py --long
+
+test: $(VENV)/dev  ## the default tests, without torch unless it is installed
+	$(RUN)/python -m pytest -n $(WORKERS)
+
+test-slow: $(VENV)/parity  ## minutes: kills at random moments, larger checkpoints
+	$(RUN)/python -m pytest -m slow --ignore tests/aot
+
+test-aot: $(VENV)/dev  ## compile for TPU and CUDA without either
+	$(RUN)/python -m pip install --quiet 'jax[tpu]'
+	$(RUN)/python -m pytest -m slow tests/aot
+
+parity: $(VENV)/parity  ## live against torch, transformers and peft
+	$(RUN)/python -m pytest -n $(WORKERS) tests/parity
+
+lint: $(VENV)/dev
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
+	$(RUN)/pyright
+
+benchmarks: $(VENV)/parity
+	$(RUN)/python benchmarks/step.py
+	$(RUN)/python benchmarks/decode.py
+	$(RUN)/python benchmarks/score.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

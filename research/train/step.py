@@ -1,0 +1,150 @@
+"""One optimiser update, on devices only: micro-batches summed, divided once, withheld if not finite."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.core.layout import Placement
+from research.core.protocols import Model, Tree
+from research.core.records import Batch, Learner, Report, Total
+from research.experiment import Update
+
+Step = Callable[..., tuple[Learner, Report]]
+
+
+def initialise(model: Model, place: Placement, update: Update, params: Tree, seed: int) -> tuple:
+    """Split parameters and start the optimiser: (learner, frozen), each leaf in its sharding.
+
+    The given parameters are donated: they live on as `frozen`, or inside the learner.
+    """
+    key = jax.random.key(seed)
+    start = functools.partial(_start, update)
+    learner, frozen = jax.eval_shape(start, params, key)
+    shardings = (place.weights(learner), place.weights(frozen))
+    return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params, key)
+
+
+def _start(update: Update, params: Tree, key: jax.Array) -> tuple[Learner, Tree]:
+    trainable, frozen = update.tuning.split(params, key)
+    optimizer = update.optimizer.init(trainable)
+    return Learner(step=jnp.int32(0), trainable=trainable, optimizer=optimizer), frozen
+
+
+@functools.lru_cache(maxsize=8)
+def compile_step(model: Model, place: Placement, structure: Any) -> Step:
+    """Give the jitted step of a model on a placement, for learners of one structure.
+
+    `step(learner, frozen, batch, update, span, key) -> (learner, report)`: `update` carries the
+    scalars (learning rate, weight decay, dropout rate, ...) as traced leaves, `span` is (first
+    step, steps) of the schedule, so arms that differ only in numbers run the same program. The
+    learner is donated and comes back in the same shardings.
+
+    Args:
+      structure: `abstract_learner(learner)`: hashable shapes, dtypes and shardings.
+    """
+    treedef, leaves = structure
+    shardings = jax.tree.unflatten(treedef, [sharding for _, _, sharding in leaves])
+    return jax.jit(
+        functools.partial(_step, model),
+        donate_argnums=0,
+        out_shardings=(shardings, place.replicated),
+    )
+
+
+def structure_of(learner: Learner) -> Any:
+    """Give what a learner looks like, without its values, as something that hashes."""
+    leaves, treedef = jax.tree.flatten(learner)
+    return treedef, tuple((leaf.shape, str(leaf.dtype), leaf.sharding) for leaf in leaves)
+
+
+def _step(
+    model: Model,
+    learner: Learner,
+    frozen: Tree,
+    batch: Batch,
+    update: Update,
+    span: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+) -> tuple[Learner, Report]:
+    first, steps = span
+    learning_rate = update.schedule((learner.step - first) / steps)
+    gradients, loss, report = _gradients(model, learner, frozen, batch, update, key)
+    norm = global_norm(gradients)
+    if update.max_gradient_norm is not None:
+        scale = update.max_gradient_norm / jnp.maximum(norm, update.max_gradient_norm)
+        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+    changes, optimizer = update.optimizer.update(
+        gradients, learner.optimizer, learner.trainable, learning_rate
+    )
+    trainable = jax.tree.map(lambda p, c: (p + c).astype(p.dtype), learner.trainable, changes)
+    sound = jnp.isfinite(norm) & jnp.isfinite(loss)
+    keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(sound, new, old))
+    learner = Learner(
+        step=learner.step + 1,
+        trainable=keep(trainable, learner.trainable),
+        optimizer=keep(optimizer, learner.optimizer),
+    )
+    one = jnp.float32(1)
+    seen = {
+        "gradient_norm": Total(sum=jnp.where(sound, norm, 0.0), count=sound.astype(jnp.float32)),
+        "learning_rate": Total(sum=jnp.float32(learning_rate), count=one),
+        "withheld": Total(sum=1.0 - sound, count=one),
+    }
+    return learner, Report(totals=report.totals | seen, rows=report.rows)
+
+
+def _gradients(
+    model: Model, learner: Learner, frozen: Tree, batch: Batch, update: Update, key: jax.Array
+) -> tuple[Tree, jax.Array, Report]:
+    """Give d(mean loss)/d(trainable) over the whole batch, however it is cut into micro-batches."""
+    key = jax.random.fold_in(key, learner.step)
+
+    def loss(trainable: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
+        params = update.tuning.join(trainable, frozen, key)
+        total, report = update.objective(model, params, micro)
+        return total.sum, (total, report)
+
+    differentiate = jax.grad(loss, has_aux=True)
+    count = update.micro_batches
+    if count == 1:
+        gradients, (total, report) = differentiate(learner.trainable, batch, key)
+    else:
+        micro = jax.tree.map(lambda x: _cut(x, count), batch)
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), learner.trainable)
+
+        def body(summed: Tree, item: tuple) -> tuple[Tree, tuple]:
+            gradients, seen = differentiate(learner.trainable, *item)
+            return jax.tree.map(lambda s, g: s + g, summed, gradients), seen
+
+        gradients, (totals, reports) = jax.lax.scan(
+            body, zeros, (micro, jax.random.split(key, count))
+        )
+        total = jax.tree.map(lambda x: x.sum(0), totals)
+        report = Report(
+            totals=jax.tree.map(lambda x: x.sum(0), reports.totals),
+            rows=jax.tree.map(_join, reports.rows),
+        )
+    share = 1.0 / jnp.maximum(total.count, 1.0)
+    return jax.tree.map(lambda g: g * share.astype(g.dtype), gradients), total.sum * share, report
+
+
+def _cut(x: jax.Array, count: int) -> jax.Array:
+    """[B, ...] -> [count, B / count, ...]; each micro-batch takes every count-th row, so that all
+    of them stay spread over the devices that B is spread over."""
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _join(x: jax.Array) -> jax.Array:
+    """Undo `_cut`: rows come back in the batch's order."""
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def global_norm(tree: Tree) -> jax.Array:
+    """sqrt of the sum of squares over all leaves, in float32."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
