@@ -1,0 +1,44 @@
+"""What optimisers share: float32 arithmetic, and decay of the matrices that names declare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research.core.axes import Axes, axes_of
+
+
+def lift(tree: Any) -> Any:
+    """Give the tree in float32: moments and updates are float32 whatever is trained."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def declared(path: tuple[Any, ...]) -> Axes:
+    """Give the axes that the parameter at a tree path declares.
+
+    Raises:
+      ValueError: its name declares none.
+    """
+    axes = axes_of(path[-1].key)
+    if axes is None:
+        raise ValueError(f"{jax.tree_util.keystr(path)} declares no axes; name it like gate_D_F")
+    return axes
+
+
+def descend(direction: Any, trainable: Any, learning_rate: Any, weight_decay: Any) -> Any:
+    """Give the updates -learning_rate (direction + weight_decay W), float32.
+
+    Only kernels decay, the embedding and the head included (as in transformers and nanoGPT); norm
+    scales and biases do not. Decay is decoupled: it is added to the direction, not to the gradient.
+
+    Source: Loshchilov & Hutter 2017, arXiv 1711.05101.
+    """
+
+    def update(path: tuple, direction: jax.Array, weight: jax.Array) -> jax.Array:
+        if declared(path).is_kernel:
+            direction = direction + weight_decay * weight.astype(jnp.float32)
+        return -learning_rate * direction
+
+    return jax.tree_util.tree_map_with_path(update, direction, trainable)
