@@ -1,0 +1,301 @@
+"""What numbers allow one to say: intervals, paired tests, and how small a difference shows.
+
+Everything is two-sided at 95 %. Items (X) are the unit of evaluation, seeds (S) of training. An item's
+metric is a sum over a count (nats over tokens, values found over values asked for); a metric is the
+ratio of the sums of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from research.evaluate.results import Estimate
+
+LEVEL = 0.05
+POWER = 0.8
+RESAMPLES = 9_999
+RESAMPLED_AT_ONCE = 4_000_000  # array elements a bootstrap may hold: 32 MB
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired difference with its interval and its p-value.
+
+    Attributes:
+      detectable: the smallest true difference that this comparison would have seen with 80 % power.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    detectable: float = float("nan")
+    seeds: int = 1
+    items: int = 0
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Give the mean with Student's t interval: mean +- t(n - 1) s / sqrt(n).
+
+    One value has no interval: its bounds are NaN.
+    """
+    x = np.asarray(values, np.float64)
+    if x.size == 0:
+        raise ValueError("a mean of no values was asked for; expected at least one")
+    mean = float(x.mean())
+    if x.size == 1:
+        return Estimate(value=mean, count=1, low=float("nan"), high=float("nan"))
+    half = float(scipy.stats.t.ppf(1 - LEVEL / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
+    return Estimate(value=mean, count=x.size, low=mean - half, high=mean + half)
+
+
+def proportion(successes: int, count: int) -> Estimate:
+    """Give a proportion with Wilson's score interval.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22; `scipy.stats.binomtest`.
+    """
+    interval = scipy.stats.binomtest(successes, count).proportion_ci(1 - LEVEL, method="wilson")
+    return Estimate(
+        value=successes / count, count=count, low=float(interval.low), high=float(interval.high)
+    )
+
+
+def influence(sum_X: Sequence[float], count_X: Sequence[float]) -> np.ndarray:
+    """Spread a ratio of sums over its items: values whose mean is the ratio.
+
+    u_i = r + (sum_i - r count_i) X / sum(count), r = sum(sum) / sum(count). The t interval of u is
+    the delta-method interval of r; with equal counts u_i is the item's own value.
+
+    Source: linearisation of a ratio estimator, Cochran 1977, Sampling Techniques, section 6.
+    """
+    s, c = np.asarray(sum_X, np.float64), np.asarray(count_X, np.float64)
+    total = c.sum()
+    if total <= 0:
+        raise ValueError(
+            f"a ratio over a total count of {total} was asked for; nothing was counted"
+        )
+    ratio = s.sum() / total
+    return ratio + (s - ratio * c) * (c.size / total)
+
+
+def ratio_interval(sum_X: Sequence[float], count_X: Sequence[float]) -> Estimate:
+    """Estimate sum(sum) / sum(count) over items: Wilson for yes/no items, else the t interval."""
+    s, c = np.asarray(sum_X, np.float64), np.asarray(count_X, np.float64)
+    if np.all(c == 1) and np.all((s == 0) | (s == 1)):
+        return proportion(int(s.sum()), s.size)
+    estimate = mean_interval(influence(s, c))
+    return dataclasses.replace(estimate, value=float(s.sum() / c.sum()))
+
+
+def paired_bootstrap(difference_X: Sequence[float], seed: int = 0) -> Difference:
+    """Resample items and give the mean difference with its percentile interval.
+
+    p is twice the smaller share of resampled means on either side of 0 (itself counted once).
+
+    Source: Efron & Tibshirani 1993, chapters 13 and 16; `scipy.stats.bootstrap`.
+    """
+    d = np.asarray(difference_X, np.float64)
+    if d.size < 2:
+        raise ValueError(f"{d.size} paired items were given; a bootstrap needs at least 2")
+    mean = float(d.mean())
+    if np.ptp(d) == 0:
+        return Difference(
+            value=mean, low=mean, high=mean, p=1.0 if mean == 0 else 0.0, items=d.size
+        )
+    result = scipy.stats.bootstrap(
+        (d,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, RESAMPLED_AT_ONCE // d.size),
+        confidence_level=1 - LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    means = result.bootstrap_distribution
+    beyond = 1 + min(int(np.sum(means <= 0)), int(np.sum(means >= 0)))
+    return Difference(
+        value=mean,
+        low=float(result.confidence_interval.low),
+        high=float(result.confidence_interval.high),
+        p=min(1.0, 2 * beyond / (RESAMPLES + 1)),
+        items=d.size,
+    )
+
+
+def paired_difference(difference_SX: np.ndarray) -> Difference:
+    """Compare two arms on the same items under the same seeds; both may vary.
+
+    d_sx = mu + seed_s + item_x + noise_sx. The variance of the mean is estimated from the mean
+    squares (seed + item - noise) / (S X), its degrees of freedom by Satterthwaite's formula. So two
+    arms that differ only by the luck of their seeds do not differ, however many items there are.
+    One seed leaves the paired t test over items; one item the paired t test over seeds.
+
+    Source: two-way random effects, Satterthwaite 1946, Biometrics Bulletin 2; the same model as in
+      Clark 1973 (language as a fixed effect).
+    """
+    d = np.atleast_2d(np.asarray(difference_SX, np.float64))
+    seeds, items = d.shape
+    if d.size < 2:
+        raise ValueError("one difference was given; expected several items or several seeds")
+    mean = float(d.mean())
+    error, freedom = _standard_error(d)
+    if error == 0:
+        return _constant(mean, seeds, items)
+    quantile = float(scipy.stats.t.ppf(1 - LEVEL / 2, freedom))
+    return Difference(
+        value=mean,
+        low=mean - quantile * error,
+        high=mean + quantile * error,
+        p=float(2 * scipy.stats.t.sf(abs(mean) / error, freedom)),
+        detectable=(quantile + float(scipy.stats.t.ppf(POWER, freedom))) * error,
+        seeds=seeds,
+        items=items,
+    )
+
+
+def _constant(value: float, seeds: int, items: int) -> Difference:
+    """Give the difference of arms that differ by exactly `value` everywhere."""
+    p = 1.0 if value == 0 else 0.0
+    return Difference(
+        value=value, low=value, high=value, p=p, detectable=0.0, seeds=seeds, items=items
+    )
+
+
+def _standard_error(d: np.ndarray) -> tuple[float, float]:
+    """Give the standard error of the mean of d_SX and its degrees of freedom."""
+    seeds, items = d.shape
+    if seeds == 1 or items == 1:
+        return float(d.std(ddof=1) / np.sqrt(d.size)), d.size - 1
+    by_seed, by_item = d.mean(axis=1), d.mean(axis=0)
+    noise_SX = d - by_seed[:, None] - by_item[None, :] + d.mean()
+    noise_freedom = (seeds - 1) * (items - 1)
+    noise = float(np.sum(noise_SX**2)) / noise_freedom
+    squares = [(items * by_seed.var(ddof=1), seeds - 1), (seeds * by_item.var(ddof=1), items - 1)]
+    terms = [(square, freedom) for square, freedom in squares if square > noise]
+    if len(terms) == 2:
+        terms.append((-noise, noise_freedom))
+    elif not terms:  # neither seeds nor items vary beyond the noise
+        terms = [(noise, noise_freedom)]
+    variance = sum(square for square, _ in terms)
+    if variance == 0:
+        return 0.0, d.size - 1
+    freedom = variance**2 / sum(square**2 / freedom for square, freedom in terms)
+    return float(np.sqrt(variance / d.size)), float(freedom)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Discordance:
+    """Items on which exactly one of two arms is right, and McNemar's exact p-value."""
+
+    only_first: int
+    only_second: int
+    items: int
+    p: float
+
+    @property
+    def rate(self) -> float:
+        """The share of items on which the arms disagree."""
+        return (self.only_first + self.only_second) / self.items
+
+
+def mcnemar(first_X: Sequence[float], second_X: Sequence[float]) -> Discordance:
+    """Test whether two arms are right equally often on the same yes/no items, exactly.
+
+    Source: McNemar 1947; under the null the discordant items are Binomial(n, 1/2).
+    """
+    first, second = np.asarray(first_X), np.asarray(second_X)
+    values = set(np.unique(first)) | set(np.unique(second))
+    if first.shape != second.shape or not values <= {0, 1}:
+        raise ValueError(
+            f"McNemar's test compares yes/no items in pairs; got shapes {first.shape} and "
+            f"{second.shape} with values {sorted(values)[:5]}; use paired_bootstrap for others"
+        )
+    only_first = int(np.sum((first == 1) & (second == 0)))
+    only_second = int(np.sum((first == 0) & (second == 1)))
+    discordant = only_first + only_second
+    p = float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return Discordance(only_first=only_first, only_second=only_second, items=first.size, p=p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number; any dependence between them is allowed.
+
+    The k-th smallest of m becomes max over j <= k of min(1, (m - j + 1) p_(j)).
+
+    Source: Holm 1979, Scand. J. Statist. 6.
+    """
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1.0, p[order] * np.arange(p.size, 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(stepped)
+    return [float(value) for value in corrected]
+
+
+def spearman(first_X: Sequence[float], second_X: Sequence[float]) -> Estimate:
+    """Correlate two rankings; the interval is Fisher's with Bonett and Wright's variance.
+
+    NaN where one side is constant or fewer than 4 pairs are finite.
+
+    Source: Bonett & Wright 2000, Psychometrika 65: se(atanh r) = sqrt((1 + r^2 / 2) / (n - 3)).
+    """
+    first, second = np.asarray(first_X, np.float64), np.asarray(second_X, np.float64)
+    kept = np.isfinite(first) & np.isfinite(second)
+    first, second = first[kept], second[kept]
+    nan = float("nan")
+    if first.size < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return Estimate(value=nan, count=first.size, low=nan, high=nan)
+    r = float(scipy.stats.spearmanr(first, second).statistic)
+    if abs(r) > 1 - 1e-12:
+        return Estimate(value=r, count=first.size, low=r, high=r)
+    half = scipy.stats.norm.ppf(1 - LEVEL / 2) * np.sqrt((1 + r * r / 2) / (first.size - 3))
+    low, high = np.tanh(np.arctanh(r) - half), np.tanh(np.arctanh(r) + half)
+    return Estimate(value=r, count=first.size, low=float(low), high=float(high))
+
+
+def overlap_at(first_X: Sequence[float], second_X: Sequence[float], fraction: float) -> float:
+    """Give the share of the top `fraction` by one score that is in the top by the other.
+
+    Chance is `fraction`. Ties go to the lower index, as in selection.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} was given; expected more than 0 and at most 1")
+    first, second = np.asarray(first_X, np.float64), np.asarray(second_X, np.float64)
+    if first.shape != second.shape or first.size == 0:
+        raise ValueError(f"scores of shapes {first.shape} and {second.shape} cannot be overlapped")
+    count = max(1, round(fraction * first.size))
+    top = [set(np.argsort(-x, kind="stable")[:count].tolist()) for x in (first, second)]
+    return len(top[0] & top[1]) / count
+
+
+def detectable_difference(rate: float, items: int) -> float:
+    """Give the smallest difference of two proportions that an unpaired test of `items` each sees.
+
+    (z_a + z_b) sqrt(2 p (1 - p) / n), at 95 % (z_a, two-sided) and 80 % power (z_b).
+    """
+    za, zb = scipy.stats.norm.ppf(1 - LEVEL / 2), scipy.stats.norm.ppf(POWER)
+    return float((za + zb) * np.sqrt(2 * rate * (1 - rate) / items))
+
+
+def detectable_paired_difference(discordance: float, items: int) -> float:
+    """Give the smallest difference of two proportions that McNemar's test sees on paired items.
+
+    The delta that solves n = (z_a sqrt(psi) + z_b sqrt(psi - delta^2))^2 / delta^2, psi being the
+    rate of discordant items. Infinite where even psi, all of them in one direction, would not show.
+
+    Source: Connor 1987, Biometrics 43.
+    """
+    za, zb = scipy.stats.norm.ppf(1 - LEVEL / 2), scipy.stats.norm.ppf(POWER)
+
+    def excess(delta: float) -> float:
+        needed = za * np.sqrt(discordance) + zb * np.sqrt(discordance - delta**2)
+        return delta * np.sqrt(items) - needed
+
+    if discordance <= 0 or excess(discordance) < 0:
+        return float("inf")
+    return float(scipy.optimize.brentq(excess, 0.0, discordance))
