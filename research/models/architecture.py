@@ -65,7 +65,15 @@ class Architecture:
             (self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even (rotary halves)"),
             (
                 len(self.windows) in (0, self.num_layers),
-                f"windows has {len(self.windows)} entries; expected one a layer ({self.num_layers})",
+                f"windows has {len(self.windows)} entries; expected {self.num_layers}, one a layer",
+            ),
+            (
+                not self.windows or any(self.windows),
+                "windows holds only None; leave it empty where no layer slides",
+            ),
+            (
+                all(window is None or window > 0 for window in self.windows),
+                f"windows={self.windows}: a window must be positive, or None",
             ),
         )
 

@@ -1,0 +1,43 @@
+"""The families that are read and written: a new one is its own file and one line here."""
+
+from __future__ import annotations
+
+from research.huggingface.families import llama, mistral, qwen2, qwen3
+from research.huggingface.family import Family, write_architecture
+from research.models.architecture import Architecture
+
+FAMILIES = {
+    family.model_type: family
+    for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+}
+
+
+def family_named(model_type: str | None, where: str) -> Family:
+    """Give the family that a `config.json` names.
+
+    Raises:
+      ValueError: it is not supported.
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"{where}: model_type={model_type!r} is not supported; supported are "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[model_type]
+
+
+def family_for(arch: Architecture) -> Family:
+    """Give the first family whose `config.json` can say this architecture.
+
+    Raises:
+      ValueError: none can; the error says what each would lose.
+    """
+    lost = []
+    for family in FAMILIES.values():
+        try:
+            write_architecture(family, arch)
+        except ValueError as error:
+            lost.append(str(error))
+        else:
+            return family
+    raise ValueError("no supported family can hold this architecture: " + " | ".join(lost))

@@ -1,0 +1,329 @@
+"""Read a Hugging Face model folder: its config, its tensor index, its weights by byte range."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from research.huggingface.families.known import family_named
+from research.huggingface.family import Family, Tensor, from_foreign, read_architecture, tensors_of
+from research.models.architecture import Architecture
+from research.models.transformer import Params, Transformer
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
+DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+"""Tensors that old checkpoints store although they follow from the config."""
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Where a tensor lies: its file, its safetensors dtype and its shape."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+    """An opened model folder: everything but the weights themselves.
+
+    Attributes:
+      config: `config.json` as it is.
+      tensors: foreign name -> where it lies.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    family: Family
+    architecture: Architecture
+    tensors: Mapping[str, Stored]
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Open a folder: read its config and the headers of its weight files.
+
+    Raises:
+      FileNotFoundError: there is no folder, config or weight file.
+      ValueError: the model is not supported, or a file is damaged; with the remedy.
+    """
+    path = Path(path)
+    config = read_json(path / "config.json")
+    where = str(path / "config.json")
+    family = family_named(config.get("model_type"), where)
+    architecture = read_architecture(family, config, where)
+    tensors: dict[str, Stored] = {}
+    for file in weight_files(path):
+        tensors |= _read_header(file)
+    return Folder(
+        path=path, config=config, family=family, architecture=architecture, tensors=tensors
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+      FileNotFoundError, ValueError: the file is not there, or is not a JSON object.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; expected a Hugging Face model folder there"
+        )
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Give the safetensors files of a folder, in order: the shards of the index, or the single one.
+
+    Raises:
+      FileNotFoundError: a file is missing, or there are only pickles, which are never opened.
+    """
+    if (path / INDEX_NAME).is_file():
+        names = sorted(set(read_json(path / INDEX_NAME).get("weight_map", {}).values()))
+        missing = [name for name in names if not (path / name).is_file()]
+        if missing or not names:
+            raise FileNotFoundError(
+                f"{path / INDEX_NAME} names {len(names)} files, of which {missing} are missing; "
+                "fetch the folder again"
+            )
+        return tuple(path / name for name in names)
+    if (path / SINGLE_NAME).is_file():
+        return (path / SINGLE_NAME,)
+    pickles = sorted(file.name for file in path.glob("*.bin"))
+    if pickles:
+        raise FileNotFoundError(
+            f"{path} has only {pickles}: pickled weights can run code when they are opened and are "
+            "refused; convert them with transformers: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise FileNotFoundError(f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    """List the tensors of one safetensors file.
+
+    Raises:
+      ValueError: the file is cut off or is no safetensors file.
+    """
+    try:
+        with safe_open(file, framework="np") as held:
+            slices = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
+            return {
+                name: Stored(file=file, dtype=view.get_dtype(), shape=tuple(view.get_shape()))
+                for name, view in slices.items()
+            }
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {_damage(file)} ({error})") from error
+
+
+def _damage(file: Path) -> str:
+    """Say what is wrong with a safetensors file: 8 bytes of header size, JSON header, data."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + header_bytes > size:
+            return f"its header does not fit into its {size} bytes; it is cut off or another format"
+        try:
+            header = json.loads(stream.read(header_bytes))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return "its header is not a safetensors header; it is damaged or another format"
+    expected = 8 + header_bytes + max(ends, default=0)
+    return f"it has {size} bytes, but its header describes {expected}; fetch it again"
+
+
+def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:
+    """Pair every parameter of a model with a stored tensor, strictly.
+
+    Raises:
+      ValueError: naming tensors that are missing, left over, of another shape or quantised.
+    """
+    wanted = tensors_of(folder.family, model.arch, model.abstract())
+    names = {tensor.name for tensor in wanted}
+    extra = {name for name in folder.tensors if not name.endswith(DERIVED_SUFFIXES)} - names
+    missing = [tensor for tensor in wanted if tensor.name not in folder.tensors]
+    if model.arch.tied_head and "head_D_V" in folder.family.names:
+        extra -= {_tied_copy(folder)}
+    problems = [
+        *_missing(missing, extra),
+        *_left_over(sorted(extra), names),
+        *_misfits(wanted, folder.tensors),
+    ]
+    if problems:
+        raise ValueError(
+            f"{folder.path} does not hold the {folder.family.model_type} model that its "
+            "config.json describes: " + "; ".join(problems)
+        )
+    return wanted
+
+
+def _missing(missing: list[Tensor], extra: set[str]) -> list[str]:
+    problems = []
+    for tensor in missing[:_SHOWN]:
+        near = difflib.get_close_matches(tensor.name, sorted(extra), n=2)
+        hint = f" (nearest there: {', '.join(near)})" if near else ""
+        if tensor.path == ("head_D_V",):
+            hint += " (if the head is the embedding, set tie_word_embeddings to true)"
+        problems.append(f"missing {tensor.name} {tensor.shape}{hint}")
+    return problems + _rest("missing", len(missing))
+
+
+def _left_over(extra: list[str], names: set[str]) -> list[str]:
+    problems = []
+    for name in extra[:_SHOWN]:
+        near = difflib.get_close_matches(name, sorted(names), n=2)
+        hint = f" (nearest expected: {', '.join(near)})" if near else ""
+        problems.append(f"unexpected {name}{hint}")
+    if extra:
+        problems.append(
+            "tensors that the model has no place for would be lost in silence: remove them, or "
+            "correct the field of config.json that should have asked for them"
+        )
+    return problems + _rest("unexpected", len(extra))
+
+
+def _misfits(wanted: tuple[Tensor, ...], stored: Mapping[str, Stored]) -> list[str]:
+    problems = []
+    for tensor in wanted:
+        held = stored.get(tensor.name)
+        if held is not None and held.shape != tensor.shape:
+            problems.append(
+                f"{tensor.name} is {held.shape} in {held.file.name}, config.json asks for "
+                f"{tensor.shape}"
+            )
+        elif held is not None and held.dtype not in FLOATS:
+            problems.append(
+                f"{tensor.name} has dtype {held.dtype}, expected one of {', '.join(FLOATS)}; use "
+                "the unquantised checkpoint"
+            )
+    return problems[:_SHOWN] + _rest("of another shape or dtype", len(problems))
+
+
+def _rest(what: str, count: int) -> list[str]:
+    return [f"and {count - _SHOWN} more {what}"] if count > _SHOWN else []
+
+
+def _tied_copy(folder: Folder) -> str | None:
+    """Name the stored head of a tied model where it is the embedding's copy, as some writers leave.
+
+    Raises:
+      ValueError: it is there and differs.
+    """
+    head, table = (folder.family.names[name] for name in ("head_D_V", "embed_V_D"))
+    if head not in folder.tensors or table not in folder.tensors:
+        return None
+    with _Reader(folder) as reader:
+        rows = folder.tensors[table].shape[0]
+        same = folder.tensors[head].shape == folder.tensors[table].shape and all(
+            reader.read(head, (slice(start, start + 4096),)).tobytes()
+            == reader.read(table, (slice(start, start + 4096),)).tobytes()
+            for start in range(0, rows, 4096)
+        )
+    if not same:
+        raise ValueError(
+            f"{folder.path}: config.json ties the head to the embedding, but {head} differs from "
+            f"{table}; set tie_word_embeddings to false to use it, or remove the tensor"
+        )
+    return head
+
+
+class _Reader(contextlib.ExitStack):
+    """Ranges of stored tensors; each file is opened once."""
+
+    def __init__(self, folder: Folder):
+        super().__init__()
+        self._tensors, self._files = folder.tensors, {}
+
+    def read(self, name: str, ranges: tuple[slice, ...]) -> np.ndarray:
+        """Give one range of one tensor."""
+        file = self._tensors[name].file
+        if file not in self._files:
+            self._files[file] = self.enter_context(safe_open(file, framework="np"))
+        return self._files[file].get_slice(name)[ranges]
+
+
+def load(folder: Folder | str | Path, model: Transformer) -> Params:
+    """Read the weights of a folder straight into the shards of a model's placement.
+
+    Every shard of every leaf is read by byte range, stacked over L and cast to
+    `compute.param_dtype`; the host holds one shard of one leaf at a time.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_folder` and `match`, before any device is touched.
+    """
+    folder = folder if isinstance(folder, Folder) else open_folder(folder)
+    sources: dict[tuple[str, ...], list[Tensor]] = {}
+    for tensor in match(folder, model):
+        sources.setdefault(tensor.path, []).append(tensor)
+    abstract = model.abstract()
+    with _Reader(folder) as reader:
+
+        def place(keys: tuple, leaf: Any, sharding: Any) -> jax.Array:
+            tensors = sources[tuple(str(key.key) for key in keys)]
+            return _assemble(
+                leaf, sharding, lambda index: _read_shard(reader, tensors, leaf, index)
+            )
+
+        shardings = model.place.weights(abstract)
+        return jax.tree_util.tree_map_with_path(place, abstract, shardings)
+
+
+def _read_shard(
+    reader: _Reader, tensors: list[Tensor], leaf: Any, index: tuple[slice, ...]
+) -> np.ndarray:
+    """Read one shard of one leaf: the wanted range of each matrix of its stack."""
+    name, stacked = tensors[0].path[-1], tensors[0].slot is not None
+    chosen = tensors[index[0]] if stacked else tensors
+    shape, inner = leaf.shape[stacked:], index[stacked:]
+    parts = (
+        from_foreign(name, shape, inner, lambda ranges: reader.read(tensor.name, ranges))  # noqa: B023
+        for tensor in chosen
+    )
+    if not stacked:
+        return np.ascontiguousarray(next(parts).astype(leaf.dtype))
+    sizes = [
+        len(range(*wanted.indices(size))) for wanted, size in zip(index, leaf.shape, strict=True)
+    ]
+    shard = np.empty(sizes, leaf.dtype)
+    for slot, part in enumerate(parts):
+        shard[slot] = part
+    return shard
+
+
+def _assemble(
+    leaf: Any, sharding: Any, read_shard: Callable[[tuple[slice, ...]], np.ndarray]
+) -> jax.Array:
+    """Put each distinct shard on its devices, one after another; shared shards are read once."""
+    devices: dict[tuple, list[Any]] = {}
+    ranges: dict[tuple, tuple[slice, ...]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        key = tuple(wanted.indices(size) for wanted, size in zip(index, leaf.shape, strict=True))
+        devices.setdefault(key, []).append(device)
+        ranges[key] = index
+    placed = []
+    for key, index in ranges.items():
+        shard = read_shard(index)
+        placed += [jax.device_put(shard, device) for device in devices[key]]
+        jax.block_until_ready(placed)
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
