@@ -1,8 +1,8 @@
 """What numbers allow one to say: intervals, paired tests, and how small a difference shows.
 
-Everything is two-sided at 95 %. Items (X) are the unit of evaluation, seeds (S) of training. An item's
-metric is a sum over a count (nats over tokens, values found over values asked for); a metric is the
-ratio of the sums of both.
+Everything is two-sided at 95 %. Items (X) are the unit of evaluation, seeds (S) of training. A
+metric of an item is a sum over a count (nats over tokens, found over asked for); over items it is
+the ratio of the sums of both.
 """
 
 from __future__ import annotations
