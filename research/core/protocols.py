@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float
 
+from research.core.generation import Generated, Sampling, Statistic
 from research.core.parts import part
 from research.core.records import Batch, Output, Report, Total
 
@@ -52,6 +53,18 @@ class Model(Protocol):
 
     def extend(self, params: Tree, cache: Any, tokens_BT, positions_BT, segments_BT) -> tuple:
         """Feed more tokens; give (Output, cache)."""
+        ...
+
+    def generate(
+        self,
+        params: Tree,
+        prompts: Batch,
+        sampling: Sampling,
+        stop_ids: tuple[int, ...],
+        key_B: Array | None = None,
+        statistic: Statistic | None = None,
+    ) -> Generated:
+        """Continue one right-padded prompt a row; give tokens, and a statistic of each step."""
         ...
 
 
@@ -106,13 +119,41 @@ class Estimator(Protocol):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of a row that `score` needs, in order; empty: nothing is computed."""
+        """The views of a row that `score` needs, in order; never empty."""
+        ...
+
+    @property
+    def new_tokens(self) -> int | None:
+        """Tokens generated a row, charged whole; 0: one forward pass; None: no model is run."""
         ...
 
     def score(
-        self, model: Model, params: Tree, batches: tuple[Batch, ...], key_B: Array
+        self,
+        model: Model,
+        params: Tree,
+        batches: tuple[Batch, ...],
+        key_B: Array,
+        stop_ids: tuple[int, ...],
     ) -> Float[Array, " B"]:
-        """Score one example a row; `batches` holds the declared views, right-padded."""
+        """Score one example a row; `batches` holds the declared views, one example a row.
+
+        Args:
+          key_B: a key a row, which depends on the seed, the round and the example alone.
+          stop_ids: tokens that end an answer; what the tokenizer or the model's folder declares.
+        """
+        ...
+
+
+class Recorder(Protocol):
+    """An estimator that costs nothing: it reads what training reported of each example."""
+
+    @property
+    def views(self) -> tuple[()]:
+        """Empty: nothing is computed."""
+        ...
+
+    def read(self, rows: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Give (ids, signal in nats), flat and in the order of training; -1 marks no example."""
         ...
 
 

@@ -13,12 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from research.core.axes import axes_of, shape_of
+from research.core.generation import Generated, Sampling, Statistic
 from research.core.layout import Placement
 from research.core.records import Batch, Output, record
 from research.core.weights import contract, take, value_of
 from research.models.architecture import Architecture, Stack
 from research.models.attention.visibility import Visibility
 from research.models.compute import Compute
+from research.models.generate import generate
 from research.models.rope import rotate
 
 Params = Any
@@ -262,6 +264,18 @@ class Transformer:
             slot=cache.slot + tokens_BT.shape[1],
         )
         return self._output(params, x_BTD), cache
+
+    def generate(
+        self,
+        params: Params,
+        prompts: Batch,
+        sampling: Sampling,
+        stop_ids: tuple[int, ...],
+        key_B: jax.Array | None = None,
+        statistic: Statistic | None = None,
+    ) -> Generated:
+        """Continue one prompt a row; see `research/models/generate.py`."""
+        return generate(self, params, prompts, sampling, stop_ids, key_B, statistic=statistic)
 
     def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, seen: Visibility):
         backend = self.compute.attention_on(self.place.platform, seen)
