@@ -1,0 +1,233 @@
+"""The pool: every example a run may train on, tokenised once, with its stable id."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from research.core.parts import part, require
+from research.core.protocols import Rows, Source, View
+from research.data.census import Census
+from research.data.examples import Example, RowError
+from research.data.rows import Composed, Rendering, compose, identity, tokenize
+from research.data.tokenizer import Tokenizer
+
+# Rows tokenised in one call: large enough for the tokenizer's threads, small enough for memory.
+_CHUNK = 1_000
+
+
+@part
+class Weighted:
+    """A source with its share of the examples that a run sees.
+
+    Attributes:
+      weight: relative to the other sources' weights.
+      name: put before the ids of its rows (`name/id`), where sources share ids.
+    """
+
+    source: Source
+    weight: float
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        require(self, (self.weight > 0, f"weight={self.weight} must be positive"))
+
+
+@part
+class Data:
+    """What a run reads, and the shape of its batches.
+
+    Attributes:
+      sources: where rows come from; all weighted, or none (then every example counts alike).
+      rows: rows of a global batch.
+      row_tokens: tokens of a row (T).
+      rendering: how rows become text.
+      pack: several examples share a row, kept apart by segment ids; False: one each.
+      max_segments: examples that a packed row may hold at most (Z).
+      truncate: examples longer than a row are cut on the right; False: they are dropped.
+      max_bad_fraction: share of rows that may be dropped before the run stops. 0.01: one bad row
+        in a hundred cannot carry a comparison, and each is named in the table; more than that is
+        a wrong setting rather than a bad row.
+      id_field: the field that names a row; rows without it are named by their content's hash.
+      needs_no_text: every row is `input_ids`, so no tokenizer is opened.
+    """
+
+    sources: tuple[Source | Weighted, ...]
+    rows: int = 8
+    row_tokens: int = 512
+    rendering: Rendering = Rendering()
+    pack: bool = True
+    max_segments: int = 16
+    truncate: bool = False
+    max_bad_fraction: float = 0.01
+    id_field: str = "id"
+    needs_no_text: bool = False
+
+    def __post_init__(self) -> None:
+        weighted = sum(isinstance(source, Weighted) for source in self.sources)
+        require(
+            self,
+            (bool(self.sources), "sources is empty; name at least one"),
+            (
+                weighted in (0, len(self.sources)),
+                f"{weighted} of {len(self.sources)} sources are Weighted; weight all or none",
+            ),
+            (self.rows > 0, f"rows={self.rows} must be positive"),
+            (self.row_tokens > 1, f"row_tokens={self.row_tokens} must be at least 2"),
+            (self.max_segments > 0, f"max_segments={self.max_segments} must be positive"),
+            (
+                0 <= self.max_bad_fraction < 1,
+                f"max_bad_fraction={self.max_bad_fraction} must be in [0, 1)",
+            ),
+        )
+
+    @property
+    def segments(self) -> int:
+        """Examples that a row has room for (Z): 1 unless packed."""
+        return self.max_segments if self.pack else 1
+
+
+class Pool:
+    """Examples behind an index; order is decided elsewhere.
+
+    Attributes:
+      examples: in the order of the sources.
+      ids: their stable ids.
+      lengths_X: tokens of each.
+      groups_X: number of the source each came from.
+      group_weights: share of each source in what is seen (float64, sums to 1).
+      census: what became of every row.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], data: Data, tokenizer: Tokenizer | None, census: Census
+    ):
+        self.examples, self.data = tuple(examples), data
+        self.tokenizer, self.census = tokenizer, census
+        self.ids = tuple(example.id for example in self.examples)
+        self.lengths_X = np.asarray([len(example.tokens) for example in self.examples], np.int32)
+        self.groups_X = np.asarray([example.group for example in self.examples], np.int32)
+        self.group_weights = _group_weights(data, self.groups_X)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def view(self, x: int, view: View) -> Example:
+        """Show one example in a view; the training view is the example itself."""
+        return self.views([x], view)[0]
+
+    def views(self, indices: Sequence[int], view: View) -> list[Example]:
+        """Show many examples in a view, in one call of the tokenizer."""
+        chosen = [self.examples[x] for x in indices]
+        if view == View():
+            return chosen
+        rendering = self.data.rendering
+        composed = [
+            compose(example.row, self.tokenizer, view, rendering, example.id) for example in chosen
+        ]
+        return [
+            dataclasses.replace(example, tokens=tokens, trained=trained)
+            for example, (tokens, trained) in zip(
+                chosen, tokenize(composed, self.tokenizer, view), strict=True
+            )
+        ]
+
+
+def _group_weights(data: Data, groups_X: np.ndarray) -> np.ndarray:
+    sizes = np.bincount(groups_X, minlength=len(data.sources)).astype(np.float64)
+    weights = np.asarray(
+        [
+            source.weight if isinstance(source, Weighted) else size
+            for source, size in zip(data.sources, sizes, strict=True)
+        ]
+    )
+    weights = np.where(sizes > 0, weights, 0.0)
+    return weights / weights.sum()
+
+
+def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None = None) -> Pool:
+    """Read all sources into a pool; every row is kept or named in the census.
+
+    `vocab_size` is the model's: a row with a token beyond it is dropped, where an embedding look-up
+    would silently clamp.
+
+    Raises:
+      ValueError: more than `data.max_bad_fraction` of the rows were dropped, or none is left.
+    """
+    census, examples, seen = Census(), [], {}
+    for group, source in enumerate(data.sources):
+        weighted = isinstance(source, Weighted)
+        rows = (source.source if weighted else source).open()
+        prefix = f"{source.name}/" if weighted and source.name else ""
+        kept = len(examples)
+        for example in _examples(rows, data, tokenizer, census, group, prefix):
+            try:
+                _check(example, data, tokenizer, vocab_size, seen)
+            except RowError as error:
+                census.drop(example.where, example.id, error)
+                continue
+            seen[example.id] = example.where
+            examples.append(_cut(example, data, census))
+        census.read.append(len(rows))
+        census.kept.append(len(examples) - kept)
+    census.check(data.max_bad_fraction)
+    return Pool(examples, data, tokenizer, census)
+
+
+def _examples(
+    rows: Rows, data: Data, tokenizer: Tokenizer | None, census: Census, group: int, prefix: str
+) -> Iterator[Example]:
+    """Compose and tokenise the rows of one source, a chunk at a time, in order."""
+    view = View()
+    for start in range(0, len(rows), _CHUNK):
+        pending: list[tuple[dict, Composed]] = []
+        for index in range(start, min(start + _CHUNK, len(rows))):
+            where, id = rows.where(index), ""
+            try:
+                row = rows[index]
+                id = prefix + identity(row, data.id_field)
+                composed = compose(row, tokenizer, view, data.rendering, id)
+            except RowError as error:
+                census.drop(where, id, error)
+                continue
+            pending.append(({"id": id, "row": row, "where": where}, composed))
+        shown = tokenize([composed for _, composed in pending], tokenizer, view)
+        for (named, _), (tokens, trained) in zip(pending, shown, strict=True):
+            yield Example(tokens=tokens, trained=trained, group=group, **named)
+
+
+def _check(
+    example: Example,
+    data: Data,
+    tokenizer: Tokenizer | None,
+    vocab_size: int | None,
+    seen: dict[str, str],
+) -> None:
+    """Refuse an example that training could not use, or would use wrongly."""
+    tokens, bos = example.tokens, tokenizer.bos_id if tokenizer is not None else None
+    if example.id in seen:
+        raise RowError("duplicate id", f"id {example.id!r} is also at {seen[example.id]}")
+    if bos is not None and tokens[:2].tolist() == [bos, bos]:
+        raise RowError("double BOS", "the text brings its own BOS; leave it out of the data")
+    if len(tokens) > data.row_tokens and not data.truncate:
+        raise RowError(
+            "too long",
+            f"{len(tokens)} tokens, row_tokens={data.row_tokens}; raise it or set truncate=True",
+        )
+    if vocab_size is not None and len(tokens) and tokens.max() >= vocab_size:
+        raise RowError("unknown token", f"id {tokens.max()}; the model has {vocab_size} tokens")
+    if not example.trained[: data.row_tokens].any():
+        raise RowError("nothing trained", "no token is left to train after masking and truncation")
+
+
+def _cut(example: Example, data: Data, census: Census) -> Example:
+    if len(example.tokens) <= data.row_tokens:
+        return example
+    census.truncated += 1
+    return dataclasses.replace(
+        example,
+        tokens=example.tokens[: data.row_tokens],
+        trained=example.trained[: data.row_tokens],
+    )
