@@ -1,0 +1,92 @@
+"""What a curriculum remembers of its pool: NumPy arrays on the host, in every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from research.core.records import record
+
+NEVER = -1
+
+
+@record
+class PoolState:
+    """Scores, counts and the round's queue; X is the pool index of an example.
+
+    Attributes:
+      score_X: the last signal of each example in nats (float32); NaN: never scored.
+      scored_round_X: the round in which `score_X` was measured, -1: never. Its age is the
+        difference to `round`.
+      selected_round_X: the last round whose selection held the example, -1: none.
+      times_used_X: how often the example was handed out for training.
+      group_X: the source group of each example.
+      share_G: which share of every selection a group gets; one group: no quotas.
+      queue: ids in the order in which they are handed out; never empty once a round is open.
+      cursor: the next place of `queue`.
+      round: the open round, -1 before the first.
+      epoch: how often the round's selection has been queued, from 0.
+      settings: digest of the estimator whose scores these are.
+      scored_rows: rows scored so far, over all rounds.
+      scoring_flops: what they cost, analytically.
+    """
+
+    score_X: Float[np.ndarray, " X"]
+    scored_round_X: Int[np.ndarray, " X"]
+    selected_round_X: Int[np.ndarray, " X"]
+    times_used_X: Int[np.ndarray, " X"]
+    group_X: Int[np.ndarray, " X"]
+    share_G: Float[np.ndarray, " G"]
+    queue: Int[np.ndarray, " Q"]
+    cursor: int
+    round: int
+    epoch: int
+    settings: UInt8[np.ndarray, " digest"]
+    scored_rows: int
+    scoring_flops: float
+
+    @property
+    def num_examples(self) -> int:
+        """The size X of the pool."""
+        return len(self.score_X)
+
+    def selection(self) -> Int[np.ndarray, " N"]:
+        """Give the ids that the open round selected, ascending."""
+        if self.round == NEVER:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.selected_round_X == self.round)
+
+    def waiting(self) -> Int[np.ndarray, " Q"]:
+        """Give the ids that are queued and not yet handed out, in order."""
+        return self.queue[self.cursor :]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Give the state as named arrays, for a checkpoint."""
+        return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> PoolState:
+    """Undo `PoolState.arrays`.
+
+    Raises:
+      ValueError: names are missing or unknown.
+    """
+    names = {field.name for field in dataclasses.fields(PoolState)}
+    if names != set(arrays):
+        raise ValueError(
+            f"curriculum state lacks {sorted(names - set(arrays))} and has unknown "
+            f"{sorted(set(arrays) - names)}; it was written by another version: start the run anew"
+        )
+    scalars = {
+        "cursor": int,
+        "round": int,
+        "epoch": int,
+        "scored_rows": int,
+        "scoring_flops": float,
+    }
+    return PoolState(
+        **{name: scalars.get(name, np.asarray)(value) for name, value in arrays.items()}
+    )
