@@ -14,7 +14,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from research.huggingface.families.known import family_for, family_named
-from research.huggingface.family import Family, Tensor, tensors_of, to_foreign, write_architecture
+from research.huggingface.family import (
+    Family,
+    Tensor,
+    foreign_value,
+    tensors_of,
+    write_architecture,
+)
 from research.huggingface.folder import INDEX_NAME, SINGLE_NAME, read_json
 from research.models.transformer import Params, Transformer
 
@@ -140,7 +146,10 @@ def _write_weights(
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         name = SINGLE_NAME if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {tensor.name: _foreign_array(params, tensor, dtype) for tensor in shard}
+        arrays = {
+            tensor.name: np.ascontiguousarray(foreign_value(params, tensor), dtype)
+            for tensor in shard
+        }
         save_file(arrays, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
@@ -160,12 +169,3 @@ def _shards(tensors: tuple[Tensor, ...], itemsize: int, limit: int) -> Iterator[
         shard.append(tensor)
         held += size
     yield shard
-
-
-def _foreign_array(params: Params, tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Bring one tensor to the host, in torch's orientation and the stored dtype."""
-    leaf = params
-    for key in tensor.path:
-        leaf = leaf[key]
-    value = np.asarray(leaf if tensor.slot is None else leaf[tensor.slot])
-    return np.ascontiguousarray(to_foreign(tensor.path[-1], value).astype(dtype))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from research.core.axes import axes_of
 from research.core.parts import describe, differences
@@ -131,6 +132,22 @@ def to_foreign(name: str, value: Any) -> Any:
     if not _declared(name).is_kernel or _is_table(name):
         return value.reshape(shape)
     return value.reshape(shape[::-1]).T
+
+
+def foreign_value(params: Any, tensor: Tensor) -> np.ndarray:
+    """Bring one foreign tensor's value to the host from a parameter-like tree of arrays."""
+    leaf = params
+    for key in tensor.path:
+        leaf = leaf[key]
+    if tensor.slot is not None:
+        leaf = leaf[tensor.slot] if isinstance(leaf, np.ndarray) else _entry(leaf, tensor.slot)
+    return to_foreign(tensor.path[-1], np.asarray(leaf))
+
+
+@jax.jit
+def _entry(leaf: jax.Array, slot: jax.Array) -> jax.Array:
+    """Take one entry of the L axis; compiled once a shape, not once a layer."""
+    return leaf[slot]
 
 
 def from_foreign(

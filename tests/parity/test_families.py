@@ -1,0 +1,227 @@
+"""Every family gives the numbers of transformers: logits, gradients, four steps, and files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+from research.core.layout import Layout
+from research.core.records import Batch
+from research.huggingface.export import save
+from research.huggingface.family import foreign_value, read_architecture, tensors_of
+from research.huggingface.folder import load, open_folder
+from research.models.compute import Compute
+from research.models.transformer import Transformer
+from tests.parity.make_oracles import (
+    ADAMW,
+    ADAMW_EPS,
+    CASES,
+    NUM_STEPS,
+    STORED,
+    config_of,
+    probe,
+    reference,
+    rows_of,
+    shrink,
+    write_checkpoint,
+)
+
+LOGIT_TOLERANCE = 1e-4  # float32 noise between two summation orders is about 1.3e-5
+RELATIVE_TOLERANCE = 1e-4  # of a gradient's or weight's norm, for the same reason
+STORIES = Path(__file__).parents[2] / "experiments" / "assets" / "stories260k"
+
+
+@functools.cache
+def stored() -> dict[str, np.ndarray]:
+    """The stored answers of all cases."""
+    with np.load(STORED) as held:
+        return dict(held)
+
+
+def open_model(folder: Path) -> tuple[Transformer, Any]:
+    """Open a folder on one device, in float32."""
+    arch = open_folder(folder).architecture
+    model = Transformer(arch, Layout().on(jax.devices()[:1]), Compute())
+    return model, load(folder, model)
+
+
+def batch_of(rows: dict[str, np.ndarray]) -> Batch:
+    """One example a row, padding in segment 0."""
+    return Batch(
+        tokens_BT=rows["tokens"].astype(np.int32),
+        targets_BT=rows["targets"].astype(np.int32),
+        weights_BT=rows["trained"].astype(np.float32),
+        positions_BT=rows["positions"].astype(np.int32),
+        segments_BT=rows["real"].astype(np.int32),
+        ids_BZ=np.arange(len(rows["tokens"]), dtype=np.int32)[:, None],
+    )
+
+
+def mean_loss(model: Transformer, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy over trained tokens, and the logits."""
+    logits_BTV = model.apply(params, batch).logits()
+    loss_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch.targets_BT)
+    total = jnp.sum(loss_BT * batch.weights_BT)
+    return total / jnp.sum(batch.weights_BT), logits_BTV
+
+
+@functools.cache
+def ours(case: str) -> dict[str, Any]:
+    """The answers of this project, in the shape of `reference`."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, params = open_model(write_checkpoint(Path(folder), case))
+        family = open_folder(folder).family
+    names = tensors_of(family, model.arch, params)
+    right, left = rows_of(case, left=False), rows_of(case, left=True)
+    seen = jax.tree.map(np.asarray, steps(model, params, batch_of(right), batch_of(left)))
+
+    def foreign(kind: str, step: int) -> dict[str, np.ndarray]:
+        tree = jax.tree.map(lambda stacked: stacked[step], seen[kind])
+        return {tensor.name: foreign_value(tree, tensor) for tensor in names}
+
+    return {
+        "logits_right": seen["logits_right"][0][right["real"]],
+        "logits_left": seen["logits_left"][left["real"]],
+        "losses": seen["losses"],
+        "gradients": foreign("gradients", 0),
+        "weights": foreign("weights", NUM_STEPS),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def steps(model: Transformer, params: Any, right: Batch, left: Batch) -> dict[str, Any]:
+    """What AdamW sees before each step and after the last, stacked; one program, compiled once."""
+    b1, b2 = ADAMW["betas"]
+    rate, decay = ADAMW["lr"], ADAMW["weight_decay"]
+    optimizer = optax.adamw(rate, b1=b1, b2=b2, eps=ADAMW_EPS, weight_decay=decay)
+    loss_and_gradient = jax.value_and_grad(lambda p: mean_loss(model, p, right), has_aux=True)
+
+    def step(carry: tuple, _: None) -> tuple:
+        params, state = carry
+        (loss, logits), gradients = loss_and_gradient(params)
+        updates, state = optimizer.update(gradients, state, params)
+        seen = {"losses": loss, "logits_right": logits, "gradients": gradients, "weights": params}
+        return (optax.apply_updates(params, updates), state), seen
+
+    _, seen = jax.lax.scan(step, (params, optimizer.init(params)), None, NUM_STEPS + 1)
+    return seen | {"logits_left": model.apply(params, left).logits()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_the_stored_ones_whichever_side_is_padded(case):
+    for side in ("right", "left"):
+        expected = stored()[f"{case}/logits_{side}"]
+        difference = np.abs(ours(case)[f"logits_{side}"] - expected).max()
+        assert difference < LOGIT_TOLERANCE, side
+        assert np.ptp(expected) > 1, "logits near zero would agree by accident"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_four_adamw_steps_equal_the_stored_ones(case):
+    mine = shrink(ours(case))
+    np.testing.assert_allclose(
+        mine["losses"], stored()[f"{case}/losses"], rtol=0, atol=LOGIT_TOLERANCE
+    )
+    for kind in ("gradients", "weights"):
+        expected = stored()[f"{case}/{kind}"]
+        assert mine[kind].shape == expected.shape
+        error = np.abs(mine[kind] - expected).max(axis=1) / expected[:, 0]
+        assert error.max() < 10 * RELATIVE_TOLERANCE, kind  # a product with up to 10^3 numbers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_agrees_live_on_every_number(case, tmp_path):
+    pytest.importorskip("torch")
+    theirs, mine = reference(write_checkpoint(tmp_path, case), case), ours(case)
+    for name in ("logits_right", "logits_left", "losses"):
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=0, atol=LOGIT_TOLERANCE)
+    for kind in ("gradients", "weights"):
+        assert mine[kind].keys() == theirs[kind].keys()
+        for name, expected in theirs[kind].items():
+            error = np.linalg.norm(mine[kind][name] - expected) / np.linalg.norm(expected)
+            assert error < RELATIVE_TOLERANCE, (kind, name, error)
+    for name, expected in shrink(theirs).items():
+        np.testing.assert_allclose(
+            expected, stored()[f"{case}/{name}"], rtol=1e-3, atol=LOGIT_TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_write_back_loads_in_transformers_with_the_same_logits(case, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    source = write_checkpoint(tmp_path / "source", case)
+    model, params = open_model(source)
+    written = save(tmp_path / "written", model, params, source=source, max_shard_bytes=9_000)
+    assert len(list(written.glob("*.safetensors"))) > 1
+    loaded, info = AutoModelForCausalLM.from_pretrained(written, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    first = AutoModelForCausalLM.from_pretrained(source)
+    rows = rows_of(case, left=False)
+    inputs = {
+        "input_ids": torch.tensor(rows["tokens"]),
+        "position_ids": torch.tensor(rows["positions"]),
+        "attention_mask": torch.tensor(rows["real"].astype(np.int64)),
+    }
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, first(**inputs).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_write_back_is_bit_for_bit_what_was_read(case, tmp_path):
+    source = write_checkpoint(tmp_path / "source", case)
+    model, params = open_model(source)
+    written = save(tmp_path / "written", model, params)
+    old = load_file(source / "model.safetensors")
+    new = load_file(written / "model.safetensors")
+    assert old.keys() == new.keys()
+    assert all(np.array_equal(old[name], new[name]) for name in old)
+    assert open_folder(written).architecture == model.arch
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_configs_of_transformers_4_and_5_read_alike(case, tmp_path):
+    from transformers import AutoConfig
+
+    folder = write_checkpoint(tmp_path / "old", case)
+    opened = open_folder(folder)
+    AutoConfig.from_pretrained(folder).save_pretrained(tmp_path / "new")
+    new = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert "rope_parameters" in new
+    assert "rope_theta" in config_of(case)
+    assert read_architecture(opened.family, new, "new") == opened.architecture
+
+
+def test_stories260k_gives_its_golden_logits():
+    model, params = open_model(STORIES)
+    with np.load(STORIES / "golden.npz") as golden:
+        tokens_BT, expected_TV = golden["input_ids"][None], golden["logits"]
+    length = tokens_BT.shape[1]
+    rows = {
+        "tokens": tokens_BT,
+        "targets": tokens_BT,
+        "trained": np.zeros((1, length)),
+        "positions": np.arange(length)[None],
+        "real": np.ones((1, length)),
+    }
+    logits_BTV = jax.jit(lambda p: model.apply(p, batch_of(rows)).logits())(params)
+    assert np.abs(logits_BTV[0] - expected_TV).max() < LOGIT_TOLERANCE
+
+
+def test_probes_see_a_single_changed_number():
+    value = np.random.RandomState(0).standard_normal((5, 7))
+    changed = value.copy()
+    changed[2, 3] += 0.01 * np.linalg.norm(value)
+    difference = np.abs(probe("x", value) - probe("x", changed)).max() / np.linalg.norm(value)
+    assert difference > 10 * RELATIVE_TOLERANCE
