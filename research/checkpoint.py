@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -237,11 +238,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def _as_tree(learner: Learner) -> dict[str, Any]:
-    return {
-        "step": learner.step,
-        "trainable": learner.trainable,
-        "optimizer": learner.optimizer,
-    }
+    return {field.name: getattr(learner, field.name) for field in dataclasses.fields(learner)}
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:

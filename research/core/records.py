@@ -125,11 +125,13 @@ class Learner:
 
     Attributes:
       step: updates asked for so far (scalar int32); withheld updates count as steps.
+      withheld: updates that were not finite and changed nothing (scalar int32).
       trainable: the tree that the tuning trains.
       optimizer: the optimiser's state for that tree, sharded like it.
     """
 
     step: Any
+    withheld: Any
     trainable: Any
     optimizer: Any
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,30 +15,321 @@ import numpy as np
 from research.checkpoint import Store
 from research.clock import Cycle
 from research.core.records import Batch, Learner, Report, State
+from research.curriculum.state import from_arrays
 from research.data.batches import pack_batch
 from research.data.packing import pack
 from research.evaluate.evaluate import evaluate
-from research.experiment import Experiment
 from research.report.writers import Record
 from research.score.pool import score_pool
-from research.train.prepare import Prepared, prepare
-from research.train.step import compile_step, initialise, structure_of
+from research.train.prepare import Prepared
+from research.train.profile import profiled
+from research.train.step import Step, compile_step, initialise, structure_of
+
+Rows = list[list[int]]
 
 
 class Watch(Protocol):
-    """Someone who looks on: a progress bar. What it does changes nothing."""
+    """Someone who looks on, such as a progress bar; what it does changes nothing."""
 
-    def begin(self, prepared: Prepared, step: int) -> None: ...
-    def scoring(self, done: int, total: int) -> None: ...
-    def cycle(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None: ...
-    def evaluating(self, name: str, done: int) -> None: ...
+    def begins(self, prepared: Prepared, step: int) -> None:
+        """The run starts or resumes at `step`."""
+        ...
+
+    def scoring(self, done: int, total: int) -> None:
+        """So many examples of the pool are scored."""
+        ...
+
+    def recorded(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        """A cycle has ended."""
+        ...
+
+    def evaluating(self, name: str, done: int, total: int) -> None:
+        """So many items are evaluated."""
+        ...
 
 
 class NonFiniteError(RuntimeError):
-    """Updates were withheld because loss or gradient was not finite."""
+    """More updates than allowed were withheld because loss or gradient was not finite."""
 
 
-def train(experiment: Experiment, workdir: Path, watch: Watch) -> State:
-    """Run `experiment` to its last step, resuming from `workdir` if it holds a checkpoint."""
-    prepared = prepare(experiment)
-    ...
+def train(
+    prepared: Prepared, workdir: Path, watch: Watch, *, profile: tuple[int, int] | None = None
+) -> State:
+    """Run an experiment to its last step, resuming from `workdir` if it holds a checkpoint.
+
+    Args:
+      profile: steps (first, last) to trace into `workdir/profile`.
+
+    Raises:
+      NonFiniteError: more updates were withheld than the experiment tolerates.
+      CheckpointError: the newest checkpoint cannot be used; the message says what to do.
+    """
+    experiment, place = prepared.experiment, prepared.place
+    record = Record(workdir, experiment.sinks)
+    with Store(workdir / "checkpoints", experiment.checkpoints) as store:
+        state, resumed = begin(prepared, store)
+        first = int(state.learner.step)
+        record.truncate_to(first if resumed else -1)
+        watch.begins(prepared, first)
+        step = compile_step(prepared.model, place, structure_of(state.learner))
+        if not resumed:
+            evaluate_all(prepared, state, record, watch)
+        for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
+            clock = Stopwatch()
+            if cycle.opens_round:  # ask the model what is hard now
+                state = open_round(prepared, state, cycle, record, watch)
+                clock.lap("score_s")
+            rows, state = plan(prepared, state, cycle)
+            clock.lap("plan_s")
+            state, report = run_cycle(prepared, step, state, cycle, rows, profile, workdir)
+            clock.lap("steps_s")
+            metrics = summarise(cycle, report)
+            record_order(record, cycle, rows)
+            record.metrics(cycle.last, metrics)
+            refuse_non_finite(prepared, state, cycle, report, record, store)
+            scores = evaluate_all(prepared, state, record, watch) if cycle.evaluates else {}
+            clock.lap("evaluate_s")
+            record.commit()
+            if cycle.saves:
+                save(prepared, state, store, scores)
+            clock.lap("save_s")
+            timing = rates(prepared, state, cycle, report, clock.laps)
+            record.timing(cycle.last, timing)
+            watch.recorded(cycle, metrics, timing)
+        record.close()
+    return state
+
+
+def begin(prepared: Prepared, store: Store) -> tuple[State, bool]:
+    """Start from the newest checkpoint, or from the experiment's weights: (state, resumed)."""
+    experiment, pool = prepared.experiment, prepared.pool
+    params = prepared.params()
+    learner, frozen = initialise(
+        prepared.model,
+        prepared.place,
+        experiment.update(),
+        params,
+        experiment.seed_of("initialisation"),
+    )
+    curriculum = experiment.curriculum.init(len(pool), pool.groups_X, pool.group_weights)
+    if not store.steps:
+        return State(learner=learner, frozen=frozen, curriculum=curriculum), False
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner
+    )
+    learner, arrays = store.restore(abstract, source=prepared.source)
+    return State(learner=learner, frozen=frozen, curriculum=from_arrays(arrays)), True
+
+
+def open_round(
+    prepared: Prepared, state: State, cycle: Cycle, record: Record, watch: Watch
+) -> State:
+    """Score what the curriculum wants scored, select the round, and reset what it resets."""
+    experiment, curriculum = prepared.experiment, prepared.experiment.curriculum
+    held, order = state.curriculum, experiment.seed_of("order")
+    ids = curriculum.ids_to_score(held, cycle.round, order)
+    if len(ids):
+        params = experiment.tuning.join(state.learner.trainable, state.frozen)
+        scored = score_pool(
+            curriculum.estimator,
+            prepared.model,
+            params,
+            prepared.pool,
+            ids,
+            round_=cycle.round,
+            seed=experiment.seed_of("scoring"),
+            place=prepared.place,
+            stop_ids=prepared.stop_ids,
+            progress=watch.scoring,
+        )
+        held = curriculum.rescore(held, ids, scored.scores, cycle.round, scored.flops)
+    held = curriculum.open_round(held, cycle.round, order)
+    record.round(
+        cycle.round,
+        cycle.first,
+        score_X=held.score_X,
+        scored_round_X=held.scored_round_X,
+        times_used_X=held.times_used_X,
+        selected=held.queue,
+    )
+    learner = state.learner
+    if curriculum.reset_optimizer_each_round and cycle.round > 0:
+        learner = reset_optimizer(prepared, learner)
+    return State(learner=learner, frozen=state.frozen, curriculum=held)
+
+
+def reset_optimizer(prepared: Prepared, learner: Learner) -> Learner:
+    """Give the learner a fresh optimiser state, in the same shardings."""
+    init = jax.jit(
+        prepared.experiment.optimizer.init,
+        out_shardings=jax.tree.map(lambda x: x.sharding, learner.optimizer),
+    )
+    return dataclasses.replace(learner, optimizer=init(learner.trainable))
+
+
+def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
+    """Take the cycle's examples from the queue and pack them into rows.
+
+    Raises:
+      ValueError: a step of the cycle would have no example.
+    """
+    experiment, pool, data = prepared.experiment, prepared.pool, prepared.experiment.data
+    curriculum, num_rows = experiment.curriculum, cycle.num_steps * data.rows
+    ids, held = curriculum.plan(
+        state.curriculum, num_rows * data.segments, experiment.seed_of("order")
+    )
+    rows, leftovers = pack(ids, pool.lengths_X, num_rows, data.row_tokens, data.segments)
+    held = curriculum.put_back(held, leftovers)
+    for number, step_rows in steps_of(cycle, rows):
+        if not any(step_rows):
+            raise ValueError(
+                f"step {number}: round {cycle.round} has no example left for it; lower "
+                "clock.steps, select a larger fraction, or allow repeats"
+            )
+    return rows, dataclasses.replace(state, curriculum=held)
+
+
+def steps_of(cycle: Cycle, rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """Cut the cycle's rows into batches, with the number of each step (from 1)."""
+    size = len(rows) // cycle.num_steps
+    for index in range(cycle.num_steps):
+        yield cycle.first + index + 1, rows[index * size : (index + 1) * size]
+
+
+def run_cycle(
+    prepared: Prepared,
+    step: Step,
+    state: State,
+    cycle: Cycle,
+    rows: Rows,
+    profile: tuple[int, int] | None,
+    workdir: Path,
+) -> tuple[State, Report]:
+    """Run the cycle's steps; the host looks at what they saw only at the end."""
+    experiment, place = prepared.experiment, prepared.place
+    spans_round = experiment.schedule_spans_round
+    first = cycle.round_first if spans_round else 0
+    steps = cycle.round_last - cycle.round_first if spans_round else experiment.clock.steps
+    key = jax.random.key(experiment.seed_of("dropout"))
+    fixed = (experiment.update(), (np.int32(first), np.int32(steps)), key)
+    update, span, key = jax.device_put(fixed, place.replicated)
+    learner, seen = state.learner, []
+    batches = stream(prepared, cycle, rows)
+    for batch in profiled(batches, cycle.first, profile, workdir / "profile"):
+        learner, report = step(learner, state.frozen, batch, update, span, key)
+        seen.append(report)
+    report = functools.reduce(Report.__add__, jax.device_get(seen))
+    curriculum = experiment.curriculum.observe(state.curriculum, report.rows)
+    return State(learner=learner, frozen=state.frozen, curriculum=curriculum), report
+
+
+def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
+    """Put one batch after the other on the devices, one ahead of the step that runs."""
+    data, pool, place = prepared.experiment.data, prepared.pool, prepared.place
+    for _, step_rows in steps_of(cycle, rows):
+        filled = [[(x, pool.examples[x]) for x in row] for row in step_rows]
+        batch = pack_batch(filled, data.row_tokens, data.segments)
+        yield jax.device_put(batch, place.batch(batch))
+
+
+def record_order(record: Record, cycle: Cycle, rows: Rows) -> None:
+    """Write down which examples each step saw."""
+    for number, step_rows in steps_of(cycle, rows):
+        record.order(number, cycle.round, step_rows)
+
+
+def summarise(cycle: Cycle, report: Report) -> dict[str, Any]:
+    """Give the cycle's numbers: means of sums, and counts."""
+    totals = report.totals
+    means = {name: float(total.mean) for name, total in totals.items() if name != "withheld"}
+    return {
+        "round": cycle.round,
+        "cycle": cycle.number,
+        **means,
+        "tokens": int(totals["loss_nats"].count),
+        "examples": int(np.sum(report.rows["id"] >= 0)),
+        "withheld": int(totals["withheld"].sum),
+    }
+
+
+def refuse_non_finite(
+    prepared: Prepared, state: State, cycle: Cycle, report: Report, record: Record, store: Store
+) -> None:
+    """Stop the run when more updates were withheld than it tolerates.
+
+    Raises:
+      NonFiniteError: with the steps, the examples and the last good checkpoint.
+    """
+    withheld, allowed = int(state.learner.withheld), prepared.experiment.max_withheld
+    if withheld <= allowed or not report.totals["withheld"].sum:
+        return
+    record.commit()
+    losses, ids = np.asarray(report.rows["loss_nats"]), np.asarray(report.rows["id"])
+    bad = sorted({prepared.pool.ids[x] for x in ids[~np.isfinite(losses) & (ids >= 0)]})
+    named = f"examples {bad[:10]}" if bad else "the gradient alone (every example's loss is finite)"
+    good = f"step {store.steps[-1]}" if store.steps else "none yet"
+    raise NonFiniteError(
+        f"steps {cycle.first + 1} to {cycle.last}: {int(report.totals['withheld'].sum)} updates "
+        f"were not finite and changed nothing ({withheld} in all, max_withheld={allowed}); "
+        f"not finite: {named}. Last good checkpoint: {good}. Look at these rows, lower peak_lr, or "
+        "raise max_withheld"
+    )
+
+
+def evaluate_all(
+    prepared: Prepared, state: State, record: Record, watch: Watch
+) -> dict[str, float]:
+    """Ask every evaluator; give `name/metric` -> value."""
+    params = prepared.experiment.tuning.join(state.learner.trainable, state.frozen)
+    values: dict[str, float] = {}
+    for evaluator in prepared.experiment.evaluators:
+        progress = functools.partial(watch.evaluating, evaluator.name)
+        evaluation = evaluate(
+            evaluator, prepared.model, params, prepared.tokenizer, prepared.place, progress
+        )
+        record.evaluation(int(state.learner.step), evaluation)
+        values |= {f"{evaluator.name}/{k}": v.value for k, v in evaluation.metrics.items()}
+    return values
+
+
+def save(prepared: Prepared, state: State, store: Store, scores: Mapping[str, float]) -> None:
+    """Start saving what changes; frozen weights are named by their fingerprint."""
+    store.save(
+        int(state.learner.step),
+        state.learner,
+        state.curriculum.arrays(),
+        source=prepared.source,
+        metrics=scores,
+    )
+
+
+def rates(
+    prepared: Prepared, state: State, cycle: Cycle, report: Report, laps: Mapping[str, float]
+) -> dict[str, Any]:
+    """Give the cycle's seconds, tokens a second, FLOPs and, on accelerators, MFU."""
+    flops = cycle.num_steps * prepared.step_flops
+    timing = {
+        **laps,
+        "wall_s": sum(laps.values()),
+        "tokens_per_s": float(report.totals["loss_nats"].count) / laps["steps_s"],
+        "flops": flops,
+        "scoring_flops": state.curriculum.scoring_flops,
+    }
+    peak = prepared.peak_flops_per_s
+    return timing if peak is None else timing | {"mfu": flops / laps["steps_s"] / peak}
+
+
+class Stopwatch:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Charge the time since the last lap to `name`."""
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+

@@ -30,6 +30,9 @@ class Prepared:
       experiment: as asked for, with the clock that its budget affords.
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
+      stop_ids: tokens that end a generated answer.
+      step_flops: analytic FLOPs of one step.
+      peak_flops_per_s: of all devices together at the compute dtype, or None where unknown.
     """
 
     experiment: Experiment
@@ -40,6 +43,9 @@ class Prepared:
     tokenizer: Tokenizer | None
     tokenizer_path: Path | None
     pool: Pool
+    stop_ids: tuple[int, ...]
+    step_flops: float
+    peak_flops_per_s: float | None
 
     def params(self) -> Tree:
         """Put the starting weights on the devices: read, or drawn from the initialisation seed."""

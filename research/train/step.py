@@ -13,6 +13,7 @@ from research.core.layout import Placement
 from research.core.protocols import Model, Tree
 from research.core.records import Batch, Learner, Report, Total
 from research.experiment import Update
+from research.optimizers.clipping import clip
 
 Step = Callable[..., tuple[Learner, Report]]
 
@@ -32,7 +33,8 @@ def initialise(model: Model, place: Placement, update: Update, params: Tree, see
 def _start(update: Update, params: Tree, key: jax.Array) -> tuple[Learner, Tree]:
     trainable, frozen = update.tuning.split(params, key)
     optimizer = update.optimizer.init(trainable)
-    return Learner(step=jnp.int32(0), trainable=trainable, optimizer=optimizer), frozen
+    zero = jnp.int32(0)
+    return Learner(step=zero, withheld=zero, trainable=trainable, optimizer=optimizer), frozen
 
 
 @functools.lru_cache(maxsize=8)
@@ -72,12 +74,9 @@ def _step(
     key: jax.Array,
 ) -> tuple[Learner, Report]:
     first, steps = span
-    learning_rate = update.schedule((learner.step - first) / steps)
+    learning_rate = update.schedule((learner.step - first + 0.5) / steps)
     gradients, loss, report = _gradients(model, learner, frozen, batch, update, key)
-    norm = global_norm(gradients)
-    if update.max_gradient_norm is not None:
-        scale = update.max_gradient_norm / jnp.maximum(norm, update.max_gradient_norm)
-        gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+    gradients, norm = clip(gradients, update.max_gradient_norm)
     changes, optimizer = update.optimizer.update(
         gradients, learner.optimizer, learner.trainable, learning_rate
     )
@@ -86,6 +85,7 @@ def _step(
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(sound, new, old))
     learner = Learner(
         step=learner.step + 1,
+        withheld=learner.withheld + (1 - sound),
         trainable=keep(trainable, learner.trainable),
         optimizer=keep(optimizer, learner.optimizer),
     )
@@ -143,8 +143,3 @@ def _join(x: jax.Array) -> jax.Array:
     """Undo `_cut`: rows come back in the batch's order."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
-
-def global_norm(tree: Tree) -> jax.Array:
-    """sqrt of the sum of squares over all leaves, in float32."""
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))

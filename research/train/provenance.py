@@ -1,0 +1,120 @@
+"""What a run writes down about itself, and the refusal to continue another one in its folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research.checkpoint import write_atomically
+from research.core.parts import describe, differences
+from research.train.prepare import Prepared
+
+MAY_DIFFER = ("experiment.clock", "experiment.layout")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+class OtherRunError(ValueError):
+    """A work directory belongs to an experiment with other numbers."""
+
+
+def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[str]:
+    """Claim a work directory: write what determines the run, or check that it is the same run.
+
+    Returns:
+      What differs from the run that was begun here, a line each: only clock and layout may.
+
+    Raises:
+      OtherRunError: something else differs.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    described = describe_run(prepared)
+    file, changed = workdir / "experiment.json", []
+    if file.exists():
+        changed = differences(json.loads(file.read_text()), described)
+        refused = [line for line in changed if not line.startswith(MAY_DIFFER)]
+        if refused:
+            raise OtherRunError(
+                f"{workdir} holds another experiment:\n  " + "\n  ".join(refused) + "\nGive another "
+                "--workdir, or the experiment as it was (clock and layout may differ)"
+            )
+    write_atomically(file, json.dumps(described, indent=2) + "\n")
+    if not (workdir / "pool.jsonl").exists():
+        lines = (
+            json.dumps({"index": x, "id": example.id, "tokens": len(example.tokens)})
+            for x, example in enumerate(prepared.pool.examples)
+        )
+        write_atomically(workdir / "pool.jsonl", "".join(f"{line}\n" for line in lines))
+    log = workdir / "run.json"
+    starts = json.loads(log.read_text()) if log.exists() else []
+    write_atomically(log, json.dumps([*starts, describe_start(command)], indent=2) + "\n")
+    return changed
+
+
+def describe_run(prepared: Prepared) -> dict[str, Any]:
+    """Give everything that determines a run, as JSON."""
+    return json.loads(
+        json.dumps(
+            {
+                "experiment": describe(prepared.experiment),
+                "architecture": describe(prepared.model.arch),
+                "source": dict(prepared.source),
+                "tokenizer": str(prepared.tokenizer_path),
+                "pool": {"examples": len(prepared.pool), "digest": prepared.pool.digest()},
+            }
+        )
+    )
+
+
+def describe_start(command: list[str]) -> dict[str, Any]:
+    """Give what one start of a run happened to be: command, code, packages and machine."""
+    return {
+        "command": command,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("maktab", *PACKAGES)},
+        "devices": [str(device) for device in jax.devices()],
+        "git": describe_code(Path(__file__).parent),
+    }
+
+
+def describe_code(folder: Path) -> Mapping[str, str] | None:
+    """Give the commit and the uncommitted diff of the code that runs, or None outside git."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
+
+
+def finish(workdir: Path, step: int) -> None:
+    """Mark a run as finished, so that a sweep passes over it."""
+    write_atomically(workdir / "finished.json", json.dumps({"step": step}) + "\n")
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether a run in this folder came to its end."""
+    return (workdir / "finished.json").exists()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
