@@ -1,4 +1,4 @@
-"""How a model is computed, without changing what it computes: dtypes, remat, attention, unrolling."""
+"""How a model is computed, not what it computes: dtypes, remat, attention, unrolling."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from research.core.layout import Placement
 from research.core.parts import part, require
-from research.models.attention.reference import Reference
-from research.models.attention.visibility import AttentionBackend, Visibility
+from research.models.attention.automatic import Automatic
+from research.models.attention.sharded import Sharded
+from research.models.attention.visibility import AttentionBackend
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -58,10 +60,10 @@ class Compute:
             ),
         )
 
-    def attention_on(self, platform: str, seen: Visibility) -> AttentionBackend:
-        """Choose the attention back-end for a platform (never for the machine that compiles)."""
-        del platform, seen
-        return self.attention or Reference()
+    def attention_on(self, place: Placement) -> AttentionBackend:
+        """Give the attention back-end for a placement (never for the machine that compiles)."""
+        backend = self.attention or Automatic(platform=place.platform)
+        return backend if place.mesh.size == 1 else Sharded(backend, place)
 
     def rematerialise(self, body: Callable) -> Callable:
         """Wrap a layer so that its backward pass keeps what the policy names."""

@@ -278,7 +278,7 @@ class Transformer:
         return generate(self, params, prompts, sampling, stop_ids, key_B, statistic=statistic)
 
     def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, seen: Visibility):
-        backend = self.compute.attention_on(self.place.platform, seen)
+        backend = self.compute.attention_on(self.place)
         return backend(query, key, value, seen, scale=self.arch.head_dim**-0.5)
 
     def _layers(

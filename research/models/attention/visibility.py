@@ -13,14 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visibility:
-    """Positions and segments on both sides; segment 0 is padding, which sees and is seen by nothing.
+    """Positions and segments on both sides; segment 0 is padding: it sees and is seen by nothing.
 
     Position s is visible to t when both lie in the same segment (not 0), position_s <= position_t,
     and position_t - position_s < window where there is one.
 
     Attributes:
-      ordered: queries and keys are the same tokens in increasing position inside every segment, and
-        segments are contiguous (training). False for cached decoding.
+      ordered: queries and keys are the same tokens, every segment is contiguous, and its positions
+        grow by one (training): index distance is position distance. False for cached decoding.
     """
 
     query_positions_BT: Int[Array, "B T"]
@@ -58,7 +58,7 @@ class AttentionBackend(Protocol):
 
 
 def masked_softmax(scores: jax.Array, mask: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
-    """Softmax over the last axis in float32, 0 where masked; rows with nothing visible are all 0."""
+    """Softmax over the last axis in float32, 0 where masked; all 0 where nothing is visible."""
     scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
     top = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
