@@ -54,18 +54,37 @@ class Record:
                 path.unlink()
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record a cycle's numbers; only what is the same in every run of the same experiment."""
+        """Record a cycle's numbers; only what is the same in every run of the same experiment.
+
+        A report draws "loss_nats", a mean over the cycle's trained tokens, and adds up, over
+        cycles, "tokens" (trained on) and "examples".
+        """
         self._line("metrics.jsonl", {"step": step, **values})
         self._scalars(step, "train", values)
 
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
-        """Record a cycle's seconds, rates and FLOPs."""
+        """Record a cycle's seconds, rates and FLOPs.
+
+        A report adds up, over cycles, "wall_s" (with scoring, saving and evaluating), "flops"
+        (with scoring) and "scoring_flops".
+        """
         self._line("timing.jsonl", {"step": step, **values})
         self._scalars(step, "timing", values)
 
-    def order(self, step: int, round: int, rows: Sequence[Sequence[int]]) -> None:
-        """Record which pool indices update number `step` (from 1) trained on, row by row."""
-        self._line("order.jsonl", {"step": step, "round": round, "rows": rows})
+    def order(
+        self,
+        step: int,
+        round: int,
+        rows: Sequence[Sequence[int]],
+        loss_nats: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """Record which pool indices update number `step` (from 1) trained on, row by row.
+
+        Args:
+          loss_nats: the same shape: each example's loss in that update, in nats a trained token.
+        """
+        line = {"step": step, "round": round, "rows": rows}
+        self._line("order.jsonl", line if loss_nats is None else {**line, "loss_nats": loss_nats})
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation of the model after `step` updates; its rows get their own file."""

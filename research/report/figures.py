@@ -1,0 +1,292 @@
+"""The plots: loss, learning curves and the curriculum, each as the bytes of a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from research.evaluate.statistics import mean_interval, spearman
+from research.report.runs import Arm, Round, Run
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose
+# neighbours also differ in lightness; line styles repeat the distinction in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+INK = "#333333"
+POOL, SELECTED = "#9aa5b1", "#D55E00"
+DOTS_PER_INCH = 160
+NAMES = {
+    "loss_nats": "loss (nats a token)",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits a byte",
+}
+
+
+def label_of(metric: str) -> str:
+    """Name a metric for an axis, with its unit."""
+    return NAMES.get(metric, metric.replace("_", " ") + " (share)")
+
+
+def look_of(arms: Sequence[Arm]) -> dict[str, dict]:
+    """Give every arm its colour and line style, the same in all figures."""
+    return {
+        arm.name: {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
+        }
+        for index, arm in enumerate(arms)
+    }
+
+
+def training_loss(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
+    """Draw each arm's training loss: mean over seeds, band from the lowest to the highest seed."""
+    figure, (axes,) = _figure(1, width=6.4, height=3.2)
+    drawn = 0
+    for arm in arms:
+        steps, values = _over_runs(arm.runs, lambda run: run.series("loss_nats"))
+        if not len(steps):
+            continue
+        drawn += 1
+        axes.plot(steps, np.nanmean(values, axis=0), label=arm.name, lw=1.4, **look[arm.name])
+        _band(axes, steps, np.nanmin(values, 0), np.nanmax(values, 0), look[arm.name])
+    axes.set(xlabel="step (updates)", ylabel="training loss (nats a token)")
+    _legend(axes, drawn)
+    return _png(figure) if drawn else None
+
+
+def learning_curves(
+    arms: Sequence[Arm], look: Mapping[str, dict], evaluation: str, metric: str
+) -> bytes | None:
+    """Draw a metric against updates, and against compute where it was recorded.
+
+    The band is Student's 95 % interval over seeds; of one seed, the interval over items.
+    """
+    against = [("step (updates)", lambda run, step: step)]
+    if any(run.total("flops") for arm in arms for run in arm.runs):
+        against.append(("compute with scoring (FLOP)", _flops_until))
+    figure, panels = _figure(len(against), width=3.5 * len(against), height=2.9)
+    drawn = 0
+    for axes, (what, place) in zip(panels, against, strict=True):
+        drawn = sum(
+            _learning_curve(axes, arm, look[arm.name], evaluation, metric, place) for arm in arms
+        )
+        axes.set(xlabel=what, ylabel=label_of(metric))
+    if len(panels) > 1:
+        panels[1].xaxis.set_major_formatter(EngFormatter())
+        panels[1].set_ylabel("")
+    _legend(panels[0], drawn)
+    return _png(figure) if drawn else None
+
+
+def _learning_curve(
+    axes: Axes, arm: Arm, look: dict, evaluation: str, metric: str, place: Callable
+) -> bool:
+    points: dict[int, list[tuple[float, dict]]] = {}
+    for run in arm.runs:
+        for line in run.evaluations:
+            estimate = line["metrics"].get(metric)
+            if line["name"] == evaluation and estimate and estimate["value"] is not None:
+                x = place(run, line["step"])
+                points.setdefault(line["step"], []).append((x, estimate))
+    if not points:
+        return False
+    rows = []
+    for step in sorted(points):
+        found = [estimate for _, estimate in points[step]]
+        over = mean_interval([estimate["value"] for estimate in found])
+        low, high = (over.low, over.high) if len(found) > 1 else (found[0]["low"], found[0]["high"])
+        rows.append((np.mean([x for x, _ in points[step]]), over.value, low, high))
+    x, value, low, high = np.asarray(rows, np.float64).T
+    axes.plot(x, value, marker="o", ms=3, lw=1.4, label=arm.name, **look)
+    _band(axes, x, low, high, look)
+    return True
+
+
+def _flops_until(run: Run, step: int) -> float:
+    return float(sum(line.get("flops") or 0 for line in run.timing if line["step"] <= step))
+
+
+def coverage(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
+    """Draw how much of what a round selects is new, and how much of the pool was ever selected."""
+    arms = [arm for arm in arms if any(len(run.rounds) > 1 for run in arm.runs)]
+    if not arms:
+        return None
+    figure, (new, ever) = _figure(2, width=7.0, height=2.7)
+    for arm in arms:
+        shares = [selection_history(run.rounds) for run in arm.runs if run.rounds]
+        length = min(len(history) for history in shares)
+        mean = np.mean([history[:length] for history in shares], axis=0)
+        rounds = np.arange(length)
+        new.plot(rounds, mean[:, 0], marker="o", ms=3, lw=1.4, label=arm.name, **look[arm.name])
+        ever.plot(rounds, mean[:, 1], marker="o", ms=3, lw=1.4, label=arm.name, **look[arm.name])
+    new.set(xlabel="round", ylabel="share of a selection never selected before", ylim=(-0.03, 1.03))
+    ever.set(xlabel="round", ylabel="share of the pool ever selected", ylim=(-0.03, 1.03))
+    for axes in (new, ever):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(ever, len(arms))
+    return _png(figure)
+
+
+def selection_history(rounds: Sequence[Round]) -> np.ndarray:
+    """Give, a row a round, the share of it that is new and the share of the pool ever selected."""
+    seen: set[int] = set()
+    history = []
+    for round_ in rounds:
+        chosen = set(round_.selected.tolist())
+        new = len(chosen - seen) / len(chosen) if chosen else 0.0
+        seen |= chosen
+        history.append((new, len(seen) / max(len(round_.scores), 1)))
+    return np.asarray(history)
+
+
+def curriculum(arm: Arm) -> bytes | None:
+    """Draw what an arm's scores did: their spread a round, the last choice, loss, and memory."""
+    runs = [run for run in arm.runs if any(np.isfinite(r.scores).any() for r in run.rounds)]
+    if not runs:
+        return None
+    figure, panels = _figure(4, width=7.0, height=5.4, rows=2)
+    _score_spread(panels[0], runs)
+    _last_choice(panels[1], runs)
+    _score_against_loss(panels[2], runs)
+    _score_memory(panels[3], runs)
+    return _png(figure)
+
+
+def _score_spread(axes: Axes, runs: Sequence[Run]) -> None:
+    """Quantiles of the pool's scores by round, averaged over seeds; median of the selected."""
+    length = min(len(run.rounds) for run in runs)
+    rounds = np.arange(length)
+    quantiles = (5, 25, 50, 75, 95)
+    pool = np.asarray(
+        [[np.nanpercentile(r.scores, quantiles) for r in run.rounds[:length]] for run in runs]
+    ).mean(axis=0)
+    chosen = np.asarray(
+        [
+            [np.nanpercentile(r.scores[r.selected], (25, 50, 75)) for r in run.rounds[:length]]
+            for run in runs
+        ]
+    ).mean(axis=0)
+    axes.fill_between(rounds, pool[:, 0], pool[:, 4], color=POOL, alpha=0.25, lw=0)
+    axes.fill_between(rounds, pool[:, 1], pool[:, 3], color=POOL, alpha=0.45, lw=0)
+    axes.plot(rounds, pool[:, 2], color=INK, lw=1.4, label="pool: median, 50 %, 90 %")
+    spread = np.abs(chosen[:, [0, 2]] - chosen[:, [1]]).T
+    axes.errorbar(
+        rounds, chosen[:, 1], yerr=spread, color=SELECTED, fmt="o", ms=3.5, lw=1.2,
+        capsize=2, label="selected: median, 50 %",
+    )  # fmt: skip
+    axes.set(xlabel="round", ylabel="score (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _legend(axes, 2)
+
+
+def _last_choice(axes: Axes, runs: Sequence[Run]) -> None:
+    """The pool's scores when the last round opened, and which of them were selected."""
+    last = runs[0].rounds[-1]
+    scores = last.scores[np.isfinite(last.scores)]
+    bins = np.histogram_bin_edges(scores, bins=min(40, max(8, round(len(scores) ** 0.5))))
+    axes.hist(scores, bins=bins, color=POOL, alpha=0.6, label="pool")
+    axes.hist(last.scores[last.selected], bins=bins, color=SELECTED, alpha=0.75, label="selected")
+    axes.set(xlabel=f"score when round {last.number} opened (nats)", ylabel="examples")
+    _legend(axes, 2)
+
+
+def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
+    """An example's score against its loss when that round first trained on it."""
+    pairs = np.concatenate([scores_and_losses(run) for run in runs])
+    axes.set(
+        xlabel="score when the round opened (nats)", ylabel="loss when trained on (nats a token)"
+    )
+    if len(pairs):
+        axes.scatter(*pairs.T, s=6, color=COLOURS[0], alpha=_faint(len(pairs)), lw=0)
+        _note(axes, f"Spearman {_rank(spearman(*pairs.T))}")
+    else:
+        _note(axes, "no losses of single examples were recorded")
+
+
+def scores_and_losses(run: Run) -> np.ndarray:
+    """Pair each selected example's score with its loss when the round first trained on it."""
+    opened = {round_.number: round_ for round_ in run.rounds}
+    first: dict[tuple[int, int], float] = {}
+    for line in run.order():
+        if line["round"] not in opened or "loss_nats" not in line:
+            continue
+        for ids, losses in zip(line["rows"], line["loss_nats"], strict=True):
+            for example, loss in zip(ids, losses, strict=True):
+                if loss is not None:
+                    first.setdefault((line["round"], example), loss)
+    pairs = [(opened[number].scores[example], loss) for (number, example), loss in first.items()]
+    found = np.asarray(pairs, np.float64).reshape(-1, 2)
+    return found[np.isfinite(found).all(axis=1)]
+
+
+def _score_memory(axes: Axes, runs: Sequence[Run]) -> None:
+    """An example's score in the last round against its score in the first."""
+    first = np.concatenate([run.rounds[0].scores for run in runs])
+    last = np.concatenate([run.rounds[-1].scores for run in runs])
+    number = runs[0].rounds[-1].number
+    axes.scatter(first, last, s=6, color=COLOURS[2], alpha=_faint(len(first)), lw=0)
+    low, high = np.nanmin([first, last]), np.nanmax([first, last])
+    axes.plot([low, high], [low, high], color=INK, lw=0.7, ls=":")
+    axes.set(xlabel="score in round 0 (nats)", ylabel=f"score in round {number} (nats)")
+    _note(axes, f"Spearman {_rank(spearman(first, last))}")
+
+
+def _rank(estimate) -> str:
+    if not np.isfinite(estimate.value):
+        return "undefined"
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def _faint(count: int) -> float:
+    """Opacity at which `count` points on one panel do not merge into a blot."""
+    return float(np.clip(60 / np.sqrt(max(count, 1)) / 6, 0.08, 0.8))
+
+
+def _over_runs(runs: Sequence[Run], series: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Give (steps, values [runs, steps]) over all recorded steps; NaN where a run has none."""
+    found = [series(run) for run in runs]
+    steps = np.unique(np.concatenate([x for x, _ in found])) if found else np.zeros(0)
+    values = np.full((len(found), len(steps)), np.nan)
+    for row, (x, y) in zip(values, found, strict=True):
+        row[np.searchsorted(steps, x)] = y
+    return steps, values
+
+
+def _figure(count: int, *, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = np.ravel(figure.subplots(rows, count // rows))
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(INK)
+        axes.tick_params(colors=INK, labelsize=8)
+        axes.xaxis.label.set(color=INK, size=8.5)
+        axes.yaxis.label.set(color=INK, size=8.5)
+        axes.grid(True, color="#e6e6e6", lw=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
+
+
+def _band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, look: dict) -> None:
+    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    if entries > 1:
+        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
+
+
+def _note(axes: Axes, text: str) -> None:
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7.5, color=INK)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return content.getvalue()

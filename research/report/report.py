@@ -1,0 +1,158 @@
+"""Run directories in; one page, its plots and a terminal's table out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from research.report import figures, sentences, tables
+from research.report.comparison import Standing, compare, evaluations_of
+from research.report.document import Document, Plot, Section, Table, listed
+from research.report.lines import write_whole
+from research.report.page import render
+from research.report.runs import Arm, read_arms
+
+
+def report(paths: Sequence[Path], out: Path, control: str | None = None) -> RenderableType:
+    """Write `out` (one HTML file, its PNGs beside it) and give what a terminal shows.
+
+    Args:
+      paths: run directories, or folders that hold some.
+      control: the arm that the others are compared with; None: the first one found.
+
+    Raises:
+      ValueError: no run is there, a file is malformed, or no arm is called `control`.
+    """
+    arms = read_arms(paths)
+    names = [arm.name for arm in arms]
+    if control is not None and control not in names:
+        raise ValueError(f"control={control!r} is no arm; the runs have: {', '.join(names)}")
+    document = compose(arms, control or names[0])
+    for section in document.sections:
+        for plot in section.plots:
+            write_whole(out.with_name(f"{plot.name}.png"), plot.png)
+    write_whole(out, render(document).encode())
+    return terminal(document, out)
+
+
+def compose(arms: Sequence[Arm], control: str) -> Document:
+    """Say, tabulate and draw what `arms` show against `control`."""
+    standings = compare(arms, control)
+    names = [arm.name for arm in arms]
+    seeds = sorted({run.seed for arm in arms for run in arm.runs})
+    sections = (
+        Section(
+            heading="What the comparison says",
+            sentences=sentences.findings(arms, standings, control),
+        ),
+        _arms_section(arms, standings, control),
+        _learning_section(arms),
+        _curriculum_section(arms),
+        Section(
+            heading="The runs",
+            sentences=sentences.state_of(arms),
+            tables=(tables.runs(arms),),
+        ),
+        Section(heading="How to read this", sentences=sentences.METHOD),
+    )
+    return Document(
+        title=" against ".join([listed([n for n in names if n != control]), control])
+        if len(names) > 1
+        else names[0],
+        subtitle=f"{len(arms)} arm{'s' * (len(arms) > 1)}, "
+        f"seed{'s' * (len(seeds) > 1)} {listed([str(s) for s in seeds])}",
+        sections=tuple(s for s in sections if s.sentences or s.tables or s.plots),
+    )
+
+
+def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: str) -> Section:
+    by_evaluation = [
+        [s for s in standings if s.evaluation == name] for name in evaluations_of(arms)
+    ]
+    found: list[Table] = [tables.standings(rows, control) for rows in by_evaluation if rows]
+    found += (
+        [tables.item_by_item(standings, control)] if any(s.bootstrap for s in standings) else []
+    )
+    found += tables.all_metrics(arms)
+    found.append(tables.budgets(arms))
+    return Section(heading="The arms", tables=tuple(found))
+
+
+def _learning_section(arms: Sequence[Arm]) -> Section:
+    look = figures.look_of(arms)
+    drawn = [
+        _plot(
+            "loss",
+            figures.training_loss(arms, look),
+            "Training loss of what each arm was given to train on: arms choose different examples, "
+            "so lower is not better. Line: mean over seeds; band: lowest to highest seed.",
+        )
+    ]
+    for evaluation, metric in evaluations_of(arms).items():
+        caption = (
+            f"{figures.label_of(metric)} on {evaluation}, against updates and, where it was "
+            "recorded, against compute with scoring charged. Band: 95 % interval, Student's over "
+            "seeds, or over items where there is one seed."
+        )
+        png = figures.learning_curves(arms, look, evaluation, metric)
+        drawn.append(_plot(f"evaluation-{evaluation}", png, caption[0].upper() + caption[1:]))
+    return Section(heading="Learning", plots=tuple(plot for plot in drawn if plot))
+
+
+def _curriculum_section(arms: Sequence[Arm]) -> Section:
+    look = figures.look_of(arms)
+    drawn = [
+        _plot(
+            "coverage",
+            figures.coverage(arms, look),
+            "What each round selects: the share of its examples that no earlier round had "
+            "selected, and the share of the pool that any round so far had.",
+        )
+    ]
+    for arm in arms:
+        caption = (
+            f"The curriculum of {arm.name}. Top: scores by round, quantiles averaged over seeds "
+            f"(grey: middle 50 % and 90 % of the pool; points: what was selected); scores and "
+            f"choice of the last round, seed {arm.runs[0].seed}. Bottom: score against the loss "
+            "that training then saw; the last round's score against the first round's. Intervals "
+            "of Spearman's rank correlation are at 95 %."
+        )
+        drawn.append(_plot(f"curriculum-{arm.name}", figures.curriculum(arm), caption))
+    return Section(
+        heading="The curriculum",
+        sentences=sentences.curricula(arms),
+        plots=tuple(plot for plot in drawn if plot),
+    )
+
+
+def _plot(name: str, png: bytes | None, caption: str) -> Plot | None:
+    name = re.sub(r"[^\w.-]+", "-", name)
+    return None if png is None else Plot(name=name, png=png, caption=caption)
+
+
+def terminal(document: Document, out: Path) -> RenderableType:
+    """Give the findings, the tables of arms and where the page is, for a terminal."""
+    parts: list[RenderableType] = [Text(document.title, style="bold"), Text(document.subtitle)]
+    for section in document.sections[:2]:
+        parts += [Padding(Text(sentence), (1, 0, 0, 2)) for sentence in section.sentences]
+        parts += [Padding(_rich(table), (1, 0, 0, 2)) for table in section.tables]
+    parts.append(Padding(Text(f"Written: {out}"), (1, 0, 0, 0)))
+    return Group(*parts)
+
+
+def _rich(table: Table) -> RichTable:
+    made = RichTable(
+        title=table.title, title_justify="left", title_style="", caption=table.note or None,
+        caption_justify="left", box=None, pad_edge=False,
+    )  # fmt: skip
+    for index, name in enumerate(table.header):
+        made.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made

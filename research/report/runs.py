@@ -1,0 +1,215 @@
+"""Run directories as they are found on disk, also while a run goes on or after it was killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.report.lines import read_lines
+
+Line = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """What the curriculum knew and chose when a round opened.
+
+    Attributes:
+      step: updates made before.
+      arrays: "score_X", "selected" and whatever else the run kept.
+    """
+
+    number: int
+    step: int
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Scores over the pool, NaN where there is none."""
+        return np.asarray(self.arrays.get("score_X", np.zeros(0)), np.float64)
+
+    @property
+    def selected(self) -> np.ndarray:
+        """Pool indices that the round trains on, in order."""
+        return np.asarray(self.arrays.get("selected", np.zeros(0)), np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+      experiment: the described experiment.
+      environment: command, commit, versions and devices, as far as they were written.
+      torn: files whose last line a kill cut off; that line is left out.
+    """
+
+    path: Path
+    experiment: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metrics: tuple[Line, ...]
+    timing: tuple[Line, ...]
+    evaluations: tuple[Line, ...]
+    torn: tuple[str, ...]
+
+    @property
+    def arm(self) -> str:
+        """The arm that this run is a replicate of."""
+        return str(self.experiment["name"])
+
+    @property
+    def seed(self) -> int:
+        """The replicate's seed."""
+        return int(self.experiment["seed"])
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many updates were asked for."""
+        return self.experiment.get("clock", {}).get("steps")
+
+    @property
+    def last_step(self) -> int:
+        """Updates made, as far as they were recorded."""
+        return max((line["step"] for line in self.metrics), default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its planned end."""
+        return self.planned_steps is not None and self.last_step >= self.planned_steps
+
+    def total(self, name: str) -> float | None:
+        """Add a number over all cycles; None where no cycle recorded it."""
+        values = [line[name] for line in (*self.metrics, *self.timing) if _is_number(line, name)]
+        return float(sum(values)) if values else None
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Give (steps, values) of a cycle's number, where it is finite."""
+        lines = [line for line in (*self.metrics, *self.timing) if _is_number(line, name)]
+        return (
+            np.asarray([line["step"] for line in lines], np.float64),
+            np.asarray([line[name] for line in lines], np.float64),
+        )
+
+    def final(self, evaluation: str) -> Line | None:
+        """Give the last recorded evaluation of a name."""
+        found = [line for line in self.evaluations if line["name"] == evaluation]
+        return max(found, key=lambda line: line["step"]) if found else None
+
+    def items(self, evaluation: str, step: int) -> dict[str, Line]:
+        """Give an evaluation's rows by item id; empty where they were not kept."""
+        path = self.path / "evaluations" / f"{evaluation}-{step}.jsonl"
+        return {line["id"]: line for line in _lines(path)[0]}
+
+    @functools.cached_property
+    def rounds(self) -> tuple[Round, ...]:
+        """Every round that has been opened."""
+        return tuple(_round(path) for path in sorted((self.path / "rounds").glob("[0-9]*.npz")))
+
+    def order(self) -> Iterator[Line]:
+        """Walk the recorded updates: which pool indices each trained on."""
+        yield from _lines(self.path / "order.jsonl")[0]
+
+    @functools.cached_property
+    def pool_size(self) -> int | None:
+        """How many examples the pool holds."""
+        lines = _lines(self.path / "pool.jsonl")[0]
+        return len(lines) or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that may be compared."""
+        return tuple(run for run in self.runs if run.finished)
+
+
+def read_arms(paths: Sequence[Path]) -> list[Arm]:
+    """Read every run directory at or under `paths`, grouped by arm, in the order of `paths`.
+
+    Raises:
+      ValueError: there is none, a file is malformed, or an arm has the same seed twice.
+    """
+    arms: dict[str, dict[int, Run]] = {}
+    for folder in _folders(paths):
+        run = read_run(folder)
+        seeds = arms.setdefault(run.arm, {})
+        if run.seed in seeds:
+            raise ValueError(
+                f"arm {run.arm!r} has seed {run.seed} twice: {seeds[run.seed].path} and "
+                f"{run.path}; leave one out, or give the arms different names"
+            )
+        seeds[run.seed] = run
+    return [Arm(name, tuple(seeds[seed] for seed in sorted(seeds))) for name, seeds in arms.items()]
+
+
+def _folders(paths: Sequence[Path]) -> Iterable[Path]:
+    found: dict[Path, None] = {}
+    for path in paths:
+        files = sorted(path.glob("**/experiment.json"))
+        if not files:
+            raise ValueError(
+                f"{path}: no run directory is there or below it; expected an experiment.json"
+            )
+        found |= {file.parent.resolve(): None for file in files}
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run directory; files that are not there yet count as empty.
+
+    Raises:
+      ValueError: a file is malformed, with its name and line.
+    """
+    described = _document(folder / "experiment.json")
+    experiment = described.get("experiment", described)
+    if not {"name", "seed"} <= experiment.keys():
+        raise ValueError(f"{folder / 'experiment.json'}: has no name and seed; expected both")
+    run_json = folder / "run.json"
+    names = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
+    (metrics, _), (timing, _), (evaluations, _) = files = [_lines(folder / name) for name in names]
+    return Run(
+        path=folder,
+        experiment=experiment,
+        environment=_document(run_json) if run_json.exists() else {},
+        metrics=tuple(metrics),
+        timing=tuple(timing),
+        evaluations=tuple(evaluations),
+        torn=tuple(name for name, (_, torn) in zip(names, files, strict=True) if torn),
+    )
+
+
+def _lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    return read_lines(path) if path.exists() else ([], False)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg}); restore it") from error
+
+
+def _round(path: Path) -> Round:
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: is no NumPy archive ({error}); restore or remove it") from error
+    return Round(number=int(path.stem), step=int(arrays.get("step", 0)), arrays=arrays)
+
+
+def _is_number(line: Line, name: str) -> bool:
+    value = line.get(name)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)

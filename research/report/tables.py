@@ -1,0 +1,171 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from research.report.comparison import Standing, over_seeds
+from research.report.document import (
+    MISSING,
+    Table,
+    amount,
+    duration,
+    estimate,
+    interval,
+    listed,
+    number,
+    p_value,
+    signed,
+)
+from research.report.runs import Arm, Run
+
+
+def standings(rows: Sequence[Standing], control: str) -> Table:
+    """Tabulate one evaluation's tested metric: every arm, and its difference to the control."""
+    first = rows[0]
+    body = tuple(
+        (
+            row.arm,
+            str(row.seeds),
+            estimate(row.estimate),
+            *(
+                (
+                    f"{signed(row.difference.value)} "
+                    f"{interval(row.difference.low, row.difference.high)}",
+                    p_value(row.difference.p),
+                    p_value(row.corrected),
+                    number(row.smallest_visible),
+                )
+                if row.difference
+                else ("control" if row.arm == control else "no seed shared", *[MISSING] * 3)
+            ),
+        )
+        for row in rows
+    )
+    return Table(
+        title=f"{first.metric} on {first.evaluation} ({first.items} items), at each run's last "
+        f"evaluation: mean over seeds and paired difference to {control}, with 95 % intervals.",
+        header=("arm", "seeds", "mean", "difference", "p", "p, Holm", "detectable"),
+        rows=body,
+        note="One seed: the interval is over items and leaves out the luck of the seed. "
+        "Detectable: the smallest true difference that would have shown with 80 % power.",
+    )
+
+
+def item_by_item(rows: Sequence[Standing], control: str) -> Table:
+    """Tabulate what the items alone say of these trained models."""
+    body = tuple(
+        (
+            row.arm,
+            f"{row.metric} on {row.evaluation}",
+            f"{signed(row.bootstrap.value)} {interval(row.bootstrap.low, row.bootstrap.high)}",
+            p_value(row.bootstrap.p),
+            f"{row.discordance.only_first} : {row.discordance.only_second}"
+            if row.discordance
+            else MISSING,
+            p_value(row.discordance.p if row.discordance else None),
+        )
+        for row in rows
+        if row.bootstrap
+    )
+    return Table(
+        title=f"The same differences to {control} item by item: paired bootstrap over items of the "
+        "differences averaged over seeds, and McNemar's exact test where items are yes or no.",
+        header=("arm", "metric", "difference", "p", "right alone", "p, McNemar"),
+        rows=body,
+        note="This is about these trained models only: another seed could turn it. No correction "
+        "for several comparisons.",
+    )
+
+
+def all_metrics(arms: Sequence[Arm]) -> list[Table]:
+    """Tabulate every metric and slice of every evaluation, mean over seeds."""
+    found: dict[str, dict[tuple[str, str], None]] = {}
+    for line in (line for arm in arms for run in arm.finished for line in run.evaluations):
+        rows = found.setdefault(line["name"], {})
+        rows |= {("", metric): None for metric in line["metrics"]}
+        for slice_, metrics in line.get("slices", {}).items():
+            rows |= {(slice_, metric): None for metric in list(metrics)[:1]}
+    return [
+        Table(
+            title=f"Everything measured on {evaluation}: mean over seeds with 95 % intervals.",
+            header=("metric", *(arm.name for arm in arms)),
+            rows=tuple(
+                (
+                    f"{metric}, {slice_}" if slice_ else metric,
+                    *(estimate(over_seeds(arm, evaluation, metric, slice_)) for arm in arms),
+                )
+                for slice_, metric in rows
+            ),
+        )
+        for evaluation, rows in found.items()
+        if len(rows) > 1
+    ]
+
+
+def budgets(arms: Sequence[Arm]) -> Table:
+    """Tabulate what each arm was given: steps, examples, tokens, compute and time, a run's mean."""
+
+    def mean(arm: Arm, name: str) -> float | None:
+        values = [v for run in arm.finished if (v := run.total(name)) is not None]
+        return float(np.mean(values)) if values else None
+
+    body = []
+    for arm in arms:
+        flops, scoring = mean(arm, "flops"), mean(arm, "scoring_flops")
+        steps = sorted({run.last_step for run in arm.finished})
+        distinct = [d for run in arm.finished if (d := distinct_examples(run))]
+        body.append(
+            (
+                arm.name,
+                listed([str(step) for step in steps]) or MISSING,
+                amount(mean(arm, "examples")),
+                amount(float(np.mean(distinct)) if distinct else None),
+                amount(mean(arm, "tokens")),
+                amount(flops),
+                f"{100 * scoring / flops:.0f} %" if flops and scoring is not None else MISSING,
+                duration(mean(arm, "wall_s")),
+            )
+        )
+    return Table(
+        title="What each arm was given, a run's mean over finished seeds.",
+        header=(
+            "arm", "steps", "examples", "distinct", "tokens", "FLOP", "scoring", "time",
+        ),
+        rows=tuple(body),
+        note="Examples count every use, distinct each once; tokens are those trained on. FLOP is "
+        "analytic and includes scoring; time is wall time, with scoring, saving and evaluating.",
+    )  # fmt: skip
+
+
+def distinct_examples(run: Run) -> int:
+    """Count the pool examples that a run trained on at least once."""
+    return len({example for line in run.order() for row in line["rows"] for example in row})
+
+
+def runs(arms: Sequence[Arm]) -> Table:
+    """Tabulate the runs themselves and how far each came."""
+    body = tuple(
+        (
+            arm.name,
+            str(run.seed),
+            f"{run.last_step} of {run.planned_steps or 'unknown'}",
+            "finished" if run.finished else "unfinished",
+            str(run.environment.get("commit") or MISSING)[:10],
+            listed([str(d) for d in _devices(run)]) or MISSING,
+        )
+        for arm in arms
+        for run in arm.runs
+    )
+    return Table(
+        title="Run directories.",
+        header=("arm", "seed", "steps", "state", "commit", "devices"),
+        rows=body,
+    )
+
+
+def _devices(run: Run) -> list[str]:
+    devices = run.environment.get("devices") or []
+    return [devices] if isinstance(devices, str) else [str(d) for d in devices][:2]
