@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 from research.checkpoint import Checkpoints
 from research.clock import Clock
@@ -59,6 +60,7 @@ class Experiment:
       micro_batches: gradient accumulation; the batch's rows are split into so many.
       max_gradient_norm: clip the global norm to this; None: no clipping.
       max_withheld: non-finite updates that are tolerated in the whole run.
+      sinks: where metrics go besides JSONL and TensorBoard (`research/report/sinks.py`).
       schedule_spans_round: fractions of the schedule refer to the round, not to the run.
     """
 
@@ -82,6 +84,7 @@ class Experiment:
     layout: Layout = Layout()
     checkpoints: Checkpoints = Checkpoints()
     evaluators: tuple[Evaluator, ...] = ()
+    sinks: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         names = [evaluator.name for evaluator in self.evaluators]

@@ -129,20 +129,19 @@ def open_round(
     held, order = state.curriculum, experiment.seed_of("order")
     ids = curriculum.ids_to_score(held, cycle.round, order)
     if len(ids):
-        params = experiment.tuning.join(state.learner.trainable, state.frozen)
         scored = score_pool(
             curriculum.estimator,
             prepared.model,
-            params,
-            prepared.pool,
+            experiment.tuning.join(state.learner.trainable, state.frozen),
+            prepared.views,
             ids,
             round_=cycle.round,
-            seed=experiment.seed_of("scoring"),
+            key=jax.random.key(experiment.seed_of("scoring")),
             place=prepared.place,
             stop_ids=prepared.stop_ids,
-            progress=watch.scoring,
+            watch=watch.scoring,
         )
-        held = curriculum.rescore(held, ids, scored.scores, cycle.round, scored.flops)
+        held = curriculum.rescore(held, ids, scored.score_N, cycle.round, scored.cost.flops)
     held = curriculum.open_round(held, cycle.round, order)
     record.round(
         cycle.round,

@@ -17,9 +17,11 @@ from research.data.tokenizer import Tokenizer, open_tokenizer
 from research.experiment import Experiment
 from research.huggingface.folder import load
 from research.huggingface.pretrained import Pretrained, Resolved
+from research.huggingface.stops import stop_ids
 from research.models.architecture import Architecture
 from research.models.transformer import Transformer
-from research.train.budget import affordable_clock
+from research.score.views import Views, render_views
+from research.train.budget import affordable_clock, peak_flops_per_s, step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +32,10 @@ class Prepared:
       experiment: as asked for, with the clock that its budget affords.
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
+      views: the pool as the curriculum's estimator sees it; None where nothing is scored.
       stop_ids: tokens that end a generated answer.
       step_flops: analytic FLOPs of one step.
-      peak_flops_per_s: of all devices together at the compute dtype, or None where unknown.
+      peak_flops_per_s: of all devices together at the compute dtype; None where unknown.
     """
 
     experiment: Experiment
@@ -41,8 +44,8 @@ class Prepared:
     weights: Resolved | None
     source: Mapping[str, Any]
     tokenizer: Tokenizer | None
-    tokenizer_path: Path | None
     pool: Pool
+    views: Views | None
     stop_ids: tuple[int, ...]
     step_flops: float
     peak_flops_per_s: float | None
@@ -55,7 +58,7 @@ class Prepared:
 
 
 def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Prepared:
-    """Resolve the model, open tokenizer and pool, and lay out the mesh.
+    """Resolve the model, open tokenizer and pool, lay out the mesh, and settle the budget.
 
     Raises:
       ValueError, FileNotFoundError: what is missing or malformed, and the remedy.
@@ -63,32 +66,35 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     weights, architecture = resolve_model(experiment.model)
     path = tokenizer_path(experiment, weights)
     tokenizer = None if path is None else open_tokenizer(path)
-    pool = open_pool(experiment.data, tokenizer)
-    place = experiment.layout.on(jax.devices() if devices is None else devices)
-    if experiment.data.rows % (place.num_row_shards * experiment.micro_batches):
+    pool = open_pool(experiment.data, tokenizer, vocab_size=architecture.vocab_size)
+    devices = jax.devices() if devices is None else devices
+    place = experiment.layout.on(devices)
+    shards = place.num_row_shards * experiment.micro_batches
+    if experiment.data.rows % shards:
         raise ValueError(
             f"data.rows={experiment.data.rows} is no multiple of {place.num_row_shards} row shards "
             f"x {experiment.micro_batches} micro-batches; change rows, the layout or micro_batches"
         )
-    _check_vocabulary(architecture, pool)
     model = Transformer(architecture, place, experiment.compute)
-    experiment = vary(
-        experiment, {"clock": affordable_clock(experiment, architecture, pool.lengths_X)}
-    )
-    source: dict[str, Any] = (
-        {"initialised": experiment.seed_of("initialisation"), **describe(architecture)}
-        if weights is None
-        else {"folder": str(weights.folder), "fingerprint": weights.fingerprint}
-    )
+    curriculum = experiment.curriculum
+    views = render_views(curriculum.estimator, pool) if curriculum.scores_pool else None
+    flops = step_flops(experiment, model)
+    clock = affordable_clock(experiment, model, views, flops)
     return Prepared(
-        experiment=experiment,
+        experiment=vary(experiment, {"clock": clock}),
         model=model,
         place=place,
         weights=weights,
-        source=source,
+        source=describe_source(experiment, weights, architecture),
         tokenizer=tokenizer,
-        tokenizer_path=path,
         pool=pool,
+        views=views,
+        stop_ids=stop_ids(
+            None if weights is None else weights.folder,
+            None if tokenizer is None else tokenizer.eos_id,
+        ),
+        step_flops=flops,
+        peak_flops_per_s=peak_flops_per_s(place.mesh.devices.flat, experiment.compute.dtype),
     )
 
 
@@ -100,17 +106,17 @@ def resolve_model(model: Pretrained | Architecture) -> tuple[Resolved | None, Ar
     return weights, weights.architecture
 
 
-def tokenizer_path(experiment: Experiment, weights: Resolved | None) -> Path | None:
-    """Where the tokenizer is: the experiment's own, else the pretrained folder."""
+def tokenizer_path(experiment: Experiment, weights: Resolved | None) -> str | None:
+    """Where the tokenizer is: the experiment's own, else the pretrained folder; None: no text."""
     if experiment.tokenizer:
-        return Path(experiment.tokenizer)
-    return None if weights is None else Path(weights.folder)
+        return experiment.tokenizer
+    return None if weights is None or experiment.data.needs_no_text else str(weights.folder)
 
 
-def _check_vocabulary(architecture: Architecture, pool: Pool) -> None:
-    for example in pool.examples:
-        if len(example.tokens) and int(example.tokens.max()) >= architecture.vocab_size:
-            raise ValueError(
-                f"{example.where}: token id {int(example.tokens.max())} is outside the model's "
-                f"vocabulary of {architecture.vocab_size}; the tokenizer belongs to another model"
-            )
+def describe_source(
+    experiment: Experiment, weights: Resolved | None, architecture: Architecture
+) -> dict[str, Any]:
+    """Name the starting weights, wherever they lie: a fingerprint, or a seed and a shape."""
+    if weights is not None:
+        return {"fingerprint": weights.fingerprint}
+    return {"seed": experiment.seed_of("initialisation"), "architecture": describe(architecture)}

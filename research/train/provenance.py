@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -16,6 +17,7 @@ import jax
 
 from research.checkpoint import write_atomically
 from research.core.parts import describe, differences
+from research.data.pool import Pool
 from research.train.prepare import Prepared
 
 MAY_DIFFER = ("experiment.clock", "experiment.layout")
@@ -67,11 +69,20 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
                 "experiment": describe(prepared.experiment),
                 "architecture": describe(prepared.model.arch),
                 "source": dict(prepared.source),
-                "tokenizer": str(prepared.tokenizer_path),
-                "pool": {"examples": len(prepared.pool), "digest": prepared.pool.digest()},
+                "pool": {"examples": len(prepared.pool), "digest": digest(prepared.pool)},
             }
         )
     )
+
+
+def digest(pool: Pool) -> str:
+    """Hash every example's id, tokens and trained mask."""
+    content = hashlib.sha256()
+    for example in pool.examples:
+        content.update(example.id.encode())
+        content.update(example.tokens.tobytes())
+        content.update(example.trained.tobytes())
+    return content.hexdigest()
 
 
 def describe_start(command: list[str]) -> dict[str, Any]:
