@@ -27,12 +27,14 @@ class Census:
       kept: rows that became examples, of each source.
       truncated: examples that were cut to the row's length.
       dropped: the others, in order.
+      notes: what the sources say of rows that they left out on purpose.
     """
 
     read: list[int] = dataclasses.field(default_factory=list)
     kept: list[int] = dataclasses.field(default_factory=list)
     truncated: int = 0
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def drop(self, where: str, id: str, error: RowError) -> None:
         """Note a row that is left out."""

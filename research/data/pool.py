@@ -10,8 +10,10 @@ import numpy as np
 from research.core.parts import part, require
 from research.core.protocols import Rows, Source, View
 from research.data.census import Census
+from research.data.composed import Composed, tokenize
 from research.data.examples import Example, RowError
-from research.data.rows import Composed, Rendering, compose, identity, tokenize
+from research.data.rows import Rendering, compose, identity
+from research.data.sources import notes_of
 from research.data.tokenizer import Tokenizer
 
 # Rows tokenised in one call: large enough for the tokenizer's threads, small enough for memory.
@@ -171,6 +173,7 @@ def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None
             seen[example.id] = example.where
             examples.append(_cut(example, data, census))
         census.read.append(len(rows))
+        census.notes += notes_of(rows)
         census.kept.append(len(examples) - kept)
     census.check(data.max_bad_fraction)
     return Pool(examples, data, tokenizer, census)

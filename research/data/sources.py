@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.core.parts import part, require
+from research.core.protocols import Rows
 from research.data.examples import RowError
 
 
@@ -25,11 +26,13 @@ class Opened:
       items: whatever the source holds, one for each row.
       read: turns an item into a row; raises RowError where it cannot.
       places: `file:line` of an index.
+      notes: what there is to say of rows that were left out on purpose.
     """
 
     items: Sequence[Any]
     read: Callable[[Any], Mapping[str, Any]]
     places: Callable[[int], str]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -40,6 +43,11 @@ class Opened:
     def where(self, index: int) -> str:
         """Name a row for people."""
         return self.places(index)
+
+
+def notes_of(rows: Rows) -> tuple[str, ...]:
+    """Give what the sources under some rows have to say."""
+    return rows.notes if isinstance(rows, Opened) else ()
 
 
 def located(path: str) -> list[Path]:

@@ -102,7 +102,7 @@ class HuggingFace:
         self.eos_id = self._inner.eos_token_id
         self.pad_id = self._inner.pad_token_id
         self.vocab_size = len(self._inner)
-        self.template = self._inner.chat_template
+        self.template = self._inner.get_chat_template() if self._inner.chat_template else None
         added = self._inner.added_tokens_decoder.values()
         self.specials = tuple(
             sorted({token.content for token in added if token.special}, key=len, reverse=True)
@@ -150,7 +150,7 @@ class HuggingFace:
                 return_assistant_tokens_mask=marks,
                 **{**self._inner.special_tokens_map, **settings},
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         return texts[0], [tuple(span) for span in spans[0]] if marks else []
 
