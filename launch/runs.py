@@ -1,0 +1,61 @@
+"""Run experiments in this process: one, or a sweep one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.progress import LiveWatch
+from research.core.records import State
+from research.data.inspect import overview
+from research.experiment import Experiment
+from research.train.loop import train
+from research.train.prepare import prepare
+from research.train.provenance import finish, is_finished, open_workdir
+
+
+def default_workdir(experiment: Experiment) -> Path:
+    """Where a run goes unless told otherwise."""
+    return Path("runs") / experiment.name / f"seed-{experiment.seed}"
+
+
+def run(
+    experiment: Experiment,
+    workdir: Path,
+    console: Console,
+    *,
+    command: Sequence[str],
+    profile: tuple[int, int] | None = None,
+    quiet: bool = False,
+) -> State:
+    """Prepare, say what will be trained on, and train.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with the input, before a device is touched.
+      NonFiniteError, CheckpointError: why the run stopped.
+    """
+    prepared = prepare(experiment)
+    for line in open_workdir(prepared, workdir, list(command)):
+        console.print(f"changed since this run began: {line}", markup=False)
+    if not quiet:
+        console.print(overview(prepared.pool))
+    with LiveWatch(console) as watch:
+        state = train(prepared, workdir, watch, profile=profile)
+    finish(workdir, int(state.learner.step))
+    return state
+
+
+def run_sweep(
+    experiments: Sequence[Experiment], folder: Path, console: Console, *, command: Sequence[str]
+) -> None:
+    """Run experiments in turn; finished ones are passed over, the others resumed."""
+    for number, experiment in enumerate(experiments, start=1):
+        workdir = folder / experiment.name / f"seed-{experiment.seed}"
+        label = f"[{number}/{len(experiments)}] {experiment.name}, seed {experiment.seed}"
+        if is_finished(workdir):
+            console.print(f"{label}: finished before", markup=False)
+            continue
+        console.print(label, markup=False)
+        run(experiment, workdir, console, command=command, quiet=number > 1)
