@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -182,10 +182,22 @@ class Rows(Protocol):
 
 
 class Evaluator(Protocol):
-    """A question asked of a model at some steps: a part."""
+    """A question asked of a model at some steps: a part.
+
+    Attributes:
+      name: of the evaluation and of its files.
+      data: the items, a `research.data.pool.Data`, evaluated one a row.
+      slice_by: fields of a row whose values make slices.
+    """
 
     name: str
+    data: Any
+    slice_by: tuple[str, ...]
 
-    def evaluate(self, model: Model, params: Tree, tokenizer: Any, place: Any) -> Any:
-        """Give `research.evaluate.results.Evaluation`."""
+    def measure(self, subject: Any, pool: Any) -> Sequence[Mapping[str, Any]]:
+        """Measure each item of an opened pool on a `research.evaluate.subject.Subject`.
+
+        A metric of an item is a Total, its sum and its count; the first is the one that reports
+        test. Anything else is a note, kept in the item's row.
+        """
         ...

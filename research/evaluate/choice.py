@@ -1,0 +1,107 @@
+"""Multiple choice: the option that the model finds likelier, by its letter or by its text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from research.core.parts import part, require
+from research.core.protocols import View
+from research.core.records import Total
+from research.data.examples import Example
+from research.data.pool import Data, Pool
+from research.data.rows import answer_index, compose, kind_of, tokenize
+from research.evaluate.evaluate import Item, checks_of
+from research.evaluate.subject import Subject
+
+
+@part
+class MultipleChoice:
+    """The share of questions whose right option gets the highest likelihood; ties go to the first.
+
+    The question is shown with all its options, as in training; the model is never asked to speak.
+    accuracy_letter compares log p of the letters, accuracy_text of the options' texts, and
+    accuracy_text_per_byte divides the latter by the text's UTF-8 bytes. The end of the turn is left
+    out of all of them.
+
+    Attributes:
+      by: what is compared; the first is the main metric. Text costs a longer pass an option.
+
+    Source: letters as in MMLU, Hendrycks et al. 2020, arXiv 2009.03300; texts as `acc` and
+      `acc_norm` of lm-evaluation-harness.
+    """
+
+    data: Data
+    name: str = "choice"
+    slice_by: tuple[str, ...] = ()
+    by: tuple[Literal["letter", "text"], ...] = ("letter", "text")
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            *checks_of(self),
+            (
+                bool(self.by) and set(self.by) <= {"letter", "text"},
+                f"by={self.by}: expected ('letter',), ('text',) or both",
+            ),
+        )
+
+    def measure(self, subject: Subject, pool: Pool) -> list[Item]:
+        """Measure each question.
+
+        Raises:
+          ValueError: a row is no multiple-choice row with an answer; the error names it.
+        """
+        gold_X = [_gold(example) for example in pool.examples]
+        items: list[dict] = [{} for _ in gold_X]
+        for by in self.by:
+            asked = [_options(example, pool, by, subject) for example in pool.examples]
+            flat = [option for options in asked for option in options]
+            sums = iter(subject.log_likelihood(flat, self.data.rows).tolist())
+            for item, example, gold, options in zip(
+                items, pool.examples, gold_X, asked, strict=True
+            ):
+                log_p = np.asarray([next(sums) for _ in options])
+                item |= _verdict(f"accuracy_{by}", log_p, gold)
+                if by == "text":
+                    widths = [len(str(text).encode()) for text in example.row["options"]]
+                    item |= _verdict("accuracy_text_per_byte", log_p / np.maximum(widths, 1), gold)
+        return items
+
+
+def _verdict(name: str, score: np.ndarray, gold: int) -> Item:
+    chosen = int(np.argmax(score))
+    return {name: Total(sum=float(chosen == gold), count=1), f"{name}_chosen": chosen}
+
+
+def _gold(example: Example) -> int:
+    if kind_of(example.row) != "choice" or example.row.get("answer") is None:
+        raise ValueError(
+            f"{example.where}: is no multiple-choice row with an answer; expected question, "
+            "options and answer"
+        )
+    options = [str(option) for option in example.row["options"]]
+    return answer_index(example.row["answer"], options)
+
+
+def _options(example: Example, pool: Pool, by: str, subject: Subject) -> list[Example]:
+    """Give the question once with each option as its answer; what is scored is the option alone."""
+    rendering = dataclasses.replace(pool.data.rendering, answer=by)
+    view = View()
+    composed = [
+        compose({**example.row, "answer": k}, subject.tokenizer, view, rendering, example.id)
+        for k in range(len(example.row["options"]))
+    ]
+    specials = {*subject.stop_ids, subject.tokenizer.eos_id}
+    made = []
+    for tokens, trained in tokenize(composed, subject.tokenizer, view):
+        if len(tokens) > pool.data.row_tokens:
+            raise ValueError(
+                f"{example.where}: {len(tokens)} tokens with an option, more than row_tokens="
+                f"{pool.data.row_tokens}; raise it"
+            )
+        scored = trained & ~np.isin(tokens, [t for t in specials if t is not None])
+        made.append(dataclasses.replace(example, tokens=tokens, trained=scored))
+    return made
