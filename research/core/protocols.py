@@ -47,12 +47,16 @@ class Model(Protocol):
         """Run a whole batch at once."""
         ...
 
-    def empty_cache(self, num_rows: int, num_slots: int) -> Any:
-        """Make an empty key/value cache."""
+    def prefill(self, params: Tree, prompts: Batch, num_slots: int) -> tuple[Output, Any]:
+        """Run whole prompts; give (Output, key/value cache with room for `num_slots` tokens)."""
         ...
 
     def extend(self, params: Tree, cache: Any, tokens_BT, positions_BT, segments_BT) -> tuple:
         """Feed more tokens; give (Output, cache)."""
+        ...
+
+    def unstack(self, params: Tree) -> Tree:
+        """Give the parameters in the form that a loop of `extend` reads fastest."""
         ...
 
     def generate(

@@ -17,10 +17,21 @@ def choose(
     Law: what a row draws depends on its logits, its key and the step alone.
     """
     if sampling.temperature is None:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        return first_highest(logits_BV)
     kept_BV = filtered(logits_BV / sampling.temperature, sampling)
     key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, step)
     return jax.vmap(jax.random.categorical)(key_B, kept_BV).astype(jnp.int32)
+
+
+def first_highest(logits_BV: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Give the lowest id of the highest logit: `argmax` as two plain reductions.
+
+    XLA's CPU back-end does not vectorise a reduction over (value, index) pairs.
+    """
+    num_ids = logits_BV.shape[-1]
+    is_highest_BV = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
+    id_BV = jnp.where(is_highest_BV, jnp.arange(num_ids, dtype=jnp.int32), num_ids - 1)
+    return jnp.min(id_BV, axis=-1)
 
 
 def filtered(logits_BV: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:

@@ -18,6 +18,7 @@ from research.core.layout import Placement
 from research.core.records import Batch, Output, record
 from research.core.weights import contract, take, value_of
 from research.models.architecture import Architecture, Stack
+from research.models.attention.cached import attend_cached
 from research.models.attention.visibility import Visibility
 from research.models.compute import Compute
 from research.models.generate import generate
@@ -28,12 +29,13 @@ Params = Any
 
 @record
 class Cache:
-    """Keys and values of what was fed, per stack, in slots; a slot's position is stored beside it.
+    """Keys and values of what was fed, in slots; the position in each slot is stored beside them.
 
     Rows of different prompt lengths share slots: a padding slot has segment 0 and is never seen.
 
     Attributes:
-      keys, values: stack name -> [L, B, S, K, H].
+      keys: stack name -> [L, B, K, H, S], or a tuple of L arrays where decoding is unrolled.
+      values: stack name -> [L, B, K, S, H], or such a tuple.
       positions_BS, segments_BS: of each slot; segment 0 is empty.
       slot: the next free slot (scalar), the same for all rows.
     """
@@ -43,6 +45,16 @@ class Cache:
     positions_BS: Int[Array, "B S"]
     segments_BS: Int[Array, "B S"]
     slot: Int[Array, ""]
+
+
+def _write(stack: Any, layer: Any, slot: jax.Array, new: jax.Array, axis: int) -> Any:
+    """Put `new` into one layer's slots from `slot` on; in place where the old ones are not kept."""
+    if isinstance(stack, tuple):
+        written = jax.lax.dynamic_update_slice_in_dim(stack[layer], new, slot, axis)
+        return (*stack[:layer], written, *stack[layer + 1 :])
+    start = [layer] + [0] * new.ndim
+    start[axis + 1] = slot
+    return jax.lax.dynamic_update_slice(stack, new[None], start)
 
 
 def parameter(name: str, key: jax.Array, arch: Architecture) -> nnx.Param:
@@ -196,34 +208,33 @@ class Transformer:
 
     def apply(self, params: Params, batch: Batch) -> Output:
         """Run the whole batch at once: training, and scoring along a given text."""
-        seen = Visibility(
-            query_positions_BT=batch.positions_BT,
-            query_segments_BT=batch.segments_BT,
-            key_positions_BS=batch.positions_BT,
-            key_segments_BS=batch.segments_BT,
-        )
 
         def mix(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
             return self._attend(query, key, value, seen), None
 
-        x_BTD, _ = self._layers(params, batch.tokens_BT, seen, {}, mix)
+        x_BTD, _ = self._layers(params, batch.tokens_BT, _seen(batch), {}, mix)
         return self._output(params, x_BTD)
 
-    def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
-        """Make a cache with no slot filled."""
-        sizes = self.arch.sizes
-        shape = (num_rows, num_slots, sizes["K"], sizes["H"])
+    def prefill(self, params: Params, prompts: Batch, num_slots: int) -> tuple[Output, Cache]:
+        """Run whole prompts at once, and keep their keys and values in the first T slots."""
+        num_free = num_slots - prompts.tokens_BT.shape[1]
 
-        def zeros() -> dict[str, jax.Array]:
-            return {
-                stack.name: jnp.zeros((stack.count, *shape), self.compute.dtype)
-                for stage in self.arch.stages()
-                for stack in stage
-            }
+        def keep(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
+            return self._attend(query, key, value, seen), (key, value)
 
-        slots = jnp.zeros((num_rows, num_slots), jnp.int32)
-        return Cache(
-            keys=zeros(), values=zeros(), positions_BS=slots, segments_BS=slots, slot=jnp.int32(0)
+        x_BTD, kept = self._layers(params, prompts.tokens_BT, _seen(prompts), {}, keep)
+
+        def stacked(fed_LBTKH: jax.Array, axes: tuple[int, ...]) -> Any:
+            spare = ((0, 0), (0, 0), (0, num_free), (0, 0), (0, 0))
+            slots = jnp.pad(fed_LBTKH, spare).transpose(axes)
+            return tuple(slots) if self.unrolls_decoding else slots
+
+        return self._output(params, x_BTD), Cache(
+            keys={name: stacked(fed[0], (0, 1, 3, 4, 2)) for name, fed in kept.items()},
+            values={name: stacked(fed[1], (0, 1, 3, 2, 4)) for name, fed in kept.items()},
+            positions_BS=jnp.pad(prompts.positions_BT, ((0, 0), (0, num_free))),
+            segments_BS=jnp.pad(prompts.segments_BT, ((0, 0), (0, num_free))),
+            slot=jnp.int32(prompts.tokens_BT.shape[1]),
         )
 
     def extend(
@@ -235,13 +246,9 @@ class Transformer:
         segments_BT: Int[Array, "B T"],
     ) -> tuple[Output, Cache]:
         """Feed T more tokens into the cache's next T slots and run them against all slots."""
-
-        def put(slots: jax.Array, new: jax.Array) -> jax.Array:
-            start = (0, cache.slot) + (0,) * (slots.ndim - 2)
-            return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), start)
-
-        positions_BS = put(cache.positions_BS, positions_BT)
-        segments_BS = put(cache.segments_BS, segments_BT)
+        slot = cache.slot
+        positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, (0, slot))
+        segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, slot))
         seen = Visibility(
             query_positions_BT=positions_BT,
             query_segments_BT=segments_BT,
@@ -251,19 +258,59 @@ class Transformer:
         )
 
         def mix(seen: Visibility, held: Any, query: jax.Array, key: jax.Array, value: jax.Array):
-            keys, values = put(held[0], key), put(held[1], value)
-            return self._attend(query, keys, values, seen), (keys, values)
+            (keys, values), layer = held
+            keys = _write(keys, layer, slot, key.transpose(0, 2, 3, 1), axis=3)
+            values = _write(values, layer, slot, value.transpose(0, 2, 1, 3), axis=2)
+            scale = self.arch.head_dim**-0.5
+            mixed = attend_cached(query, keys[layer], values[layer], seen, scale=scale)
+            return mixed, (keys, values)
 
-        held = {name: (cache.keys[name], cache.values[name]) for name in cache.keys}
-        x_BTD, kept = self._layers(params, tokens_BT, seen, held, mix)
+        def body(stage: tuple[Stack, ...], carry: tuple, layers: tuple):
+            x_BTD, held = carry
+            weights, layer = layers
+            layers = {name: (weights[name], (held[name], layer)) for name in held}
+            return self._period(stage, cos_sin, seen, mix, x_BTD, layers), None
+
+        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
+        x_BTD = self.place.constrain(x_BTD, "BTD")
+        cos_sin = self.arch.rope.cos_sin(positions_BT, self.arch.head_dim)
+        kept: dict[str, Any] = {}
+        for stage in self.arch.stages():
+            carry = x_BTD, {s.name: (cache.keys[s.name], cache.values[s.name]) for s in stage}
+            step = functools.partial(body, stage)
+            weights = {s.name: params["layers"][s.name] for s in stage}
+            if self.unrolls_decoding:
+                for layer in range(stage[0].count):
+                    at = {name: _layer(stack, layer) for name, stack in weights.items()}
+                    carry, _ = step(carry, (at, layer))
+            else:
+                carry, _ = jax.lax.scan(step, carry, (weights, jnp.arange(stage[0].count)))
+            x_BTD, held = carry
+            kept |= held
         cache = Cache(
             keys={name: pair[0] for name, pair in kept.items()},
             values={name: pair[1] for name, pair in kept.items()},
             positions_BS=positions_BS,
             segments_BS=segments_BS,
-            slot=cache.slot + tokens_BT.shape[1],
+            slot=slot + tokens_BT.shape[1],
         )
         return self._output(params, x_BTD), cache
+
+    def unstack(self, params: Params) -> Params:
+        """Take the layers apart where `extend` unrolls them, so that a loop of it need not."""
+        if not self.unrolls_decoding:
+            return params
+        counts = {stack.name: stack.count for stage in self.arch.stages() for stack in stage}
+        layers = {
+            name: tuple(_layer(params["layers"][name], layer) for layer in range(count))
+            for name, count in counts.items()
+        }
+        return params | {"layers": layers}
+
+    @property
+    def unrolls_decoding(self) -> bool:
+        """Whether `extend` runs layer by layer; on a CPU a scan would copy weights and cache."""
+        return self.compute.unroll or self.place.platform == "cpu"
 
     def generate(
         self,
@@ -318,6 +365,21 @@ class Transformer:
             equation="BTD,VD->BTV" if tied else "BTD,DV->BTV",
             chunk_tokens=self.compute.vocabulary_chunk,
         )
+
+
+def _layer(stack: Any, layer: int) -> Any:
+    """Give one layer's parameters of a stack, or of a stack that was taken apart."""
+    return stack[layer] if isinstance(stack, tuple) else jax.tree.map(lambda x: x[layer], stack)
+
+
+def _seen(batch: Batch) -> Visibility:
+    """Let the tokens of a batch see one another."""
+    return Visibility(
+        query_positions_BT=batch.positions_BT,
+        query_segments_BT=batch.segments_BT,
+        key_positions_BS=batch.positions_BT,
+        key_segments_BS=batch.segments_BT,
+    )
 
 
 @functools.cache
