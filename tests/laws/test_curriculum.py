@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import curricula
@@ -20,7 +20,6 @@ from research.curriculum.policies.top_fraction import TopFraction
 from research.curriculum.policies.uniform import Uniform
 from research.curriculum.state import from_arrays
 
-FEW = settings(max_examples=30, deadline=None)
 SIZE = 23  # a prime pool
 PRESETS = {
     "edco": curricula.edco(),
@@ -88,7 +87,6 @@ def test_a_preset_plans_as_many_ids_as_are_asked_for(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 @given(cuts=st.lists(st.integers(0, 40), min_size=1, max_size=6), seed=st.integers(0, 9))
-@FEW
 def test_a_plan_does_not_depend_on_where_it_is_cut(name, cuts, seed):
     curriculum = PRESETS[name]
     start = opened(curriculum, seed=seed)
@@ -111,7 +109,6 @@ def test_an_epoch_hands_out_each_selected_id_once_before_any_twice(name):
 
 
 @given(count=st.integers(1, 60), kept=st.integers(0, 60), seed=st.integers(0, 9))
-@FEW
 def test_what_found_no_place_comes_first_and_does_not_count(count, kept, seed):
     curriculum, kept = edco(), min(kept, count)
     state = opened(curriculum, seed=seed)
@@ -227,7 +224,6 @@ def test_a_cool_down_rests_what_was_selected():
 
 
 @given(fraction=st.floats(0, 1), seed=st.integers(0, 9))
-@FEW
 def test_rescoring_a_fraction_takes_the_oldest_scores_first(fraction, seed):
     curriculum = edco(rounds=3, rescore_fraction=fraction)
     state = curriculum.init(SIZE)
@@ -301,7 +297,6 @@ def test_equal_compute_pays_for_scoring_with_steps():
     step_flops=st.floats(1e6, 1e15),
     share=st.floats(0, 0.9),
 )
-@FEW
 def test_equal_compute_neither_overspends_nor_leaves_a_step(steps, step_flops, share):
     scoring = share * (steps - 1) * step_flops
     made = EqualCompute().steps(steps, step_flops, scoring)

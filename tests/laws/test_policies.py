@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from research.curriculum.budget import EqualSteps
@@ -18,8 +18,6 @@ from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
 from research.curriculum.policies.sorted_pool import Sorted
 from research.curriculum.policies.top_fraction import TopFraction
 from research.curriculum.policies.uniform import Uniform
-
-FEW = settings(max_examples=40, deadline=None)
 
 POLICIES = (
     Uniform(),
@@ -62,7 +60,6 @@ def selected(policy, score_X, **options):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @given(score_X=scores, seed=seeds)
-@FEW
 def test_ids_are_in_range_and_a_selection_holds_none_twice(policy, score_X, seed):
     made, state = opened(policy, score_X, seed)
     assert len(state.queue) == len(np.unique(state.queue)) == made.num_selected(len(score_X))
@@ -73,7 +70,6 @@ def test_ids_are_in_range_and_a_selection_holds_none_twice(policy, score_X, seed
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 @given(score_X=scores, seed=seeds)
-@FEW
 def test_the_same_key_gives_the_same_plan(policy, score_X, seed):
     first, second = (opened(policy, score_X, seed)[1].queue for _ in range(2))
     np.testing.assert_array_equal(first, second)
@@ -89,7 +85,6 @@ def test_another_seed_gives_another_plan_unless_scores_decide_it_all(policy):
 
 @pytest.mark.parametrize("policy", SCORED, ids=repr)
 @given(score_X=scores, seed=seeds)
-@FEW
 def test_only_the_order_of_scores_counts(policy, score_X, seed):
     stretched = np.float32(3.5) * score_X**2 + score_X + 11
     np.testing.assert_array_equal(
@@ -99,7 +94,6 @@ def test_only_the_order_of_scores_counts(policy, score_X, seed):
 
 @pytest.mark.parametrize("policy", SCORED, ids=repr)
 @given(data=st.data(), size=st.integers(2, 31))
-@FEW
 def test_renaming_the_pool_renames_the_selection(policy, data, size):
     score_X = np.float32(data.draw(st.permutations(range(size)))) / 3
     new_name_X = np.asarray(data.draw(st.permutations(range(size))))
@@ -112,7 +106,6 @@ def test_renaming_the_pool_renames_the_selection(policy, data, size):
 
 @pytest.mark.parametrize("policy", SCORED, ids=repr)
 @given(score_X=scores)
-@FEW
 def test_noise_below_the_resolution_changes_nothing(policy, score_X):
     noise = np.random.default_rng(len(score_X)).uniform(-3e-5, 3e-5, len(score_X))
     rounded = np.round(score_X, 3)
@@ -130,7 +123,6 @@ def test_ties_go_to_the_lowest_id():
 
 
 @given(score_X=scores)
-@FEW
 def test_top_and_bottom_select_the_extremes(score_X):
     top = selected(TopFraction(fraction=0.5), score_X)
     bottom = selected(BottomFraction(fraction=0.5), score_X)
@@ -141,7 +133,6 @@ def test_top_and_bottom_select_the_extremes(score_X):
 
 
 @given(score_X=scores)
-@FEW
 def test_orders_sort_by_score(score_X):
     queue = opened(TopFraction(fraction=0.5, order="descending"), score_X)[1].queue
     assert (np.diff(score_X[queue]) <= 0).all()
@@ -192,7 +183,6 @@ def test_weights_of_sources_hold_in_every_selection(policy):
 
 
 @given(total=st.integers(1, 500), weights=st.lists(st.integers(1, 9), min_size=1, max_size=6))
-@FEW
 def test_quotas_add_up_and_are_within_one_of_exact(total, weights):
     share_G = np.asarray(weights, float)
     quota_G = quotas(total, share_G)

@@ -1,0 +1,197 @@
+"""The scorer: an estimator over a pool, in a few static shapes, every example exactly once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from research.core.layout import Placement
+from research.core.protocols import Estimator, Tree
+from research.data.batches import single_batch
+from research.models.transformer import Transformer
+from research.score.views import Views, scoring_flops
+
+SMALLEST_BUCKET = 16  # shorter rows are not worth a program of their own
+IN_FLIGHT = 2  # batches queued on the devices while the host lays out the next
+
+Watch = Callable[[int, int], None]  # (rows done, rows in all)
+
+
+class ScoringError(RuntimeError):
+    """A round's scores are incomplete or not finite: nothing can be selected by them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What scoring took.
+
+    Attributes:
+      rows: examples scored.
+      prefill_tokens: tokens of their views, padding not counted.
+      generated_tokens: tokens charged for generation; early ends are not discounted.
+      flops: analytic; see `scoring_flops`.
+      seconds: wall time, compilation included.
+    """
+
+    rows: int
+    prefill_tokens: int
+    generated_tokens: int
+    flops: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores of `ids_N`, in the same order, and what they took."""
+
+    ids_N: Int[np.ndarray, " N"]
+    score_N: Float[np.ndarray, " N"]
+    cost: Cost
+
+
+def score_pool(
+    estimator: Estimator,
+    model: Transformer,
+    params: Tree,
+    views: Views,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    round_: int,
+    key: Array,
+    place: Placement,
+    stop_ids: tuple[int, ...] = (),
+    rows_per_batch: int = 32,
+    buckets: Sequence[int] | None = None,
+    watch: Watch | None = None,
+) -> Scored:
+    """Score `ids`, one example a row, unpacked.
+
+    Rows are sorted by length, the longest first, and cut into batches of one size; each batch is
+    padded to a bucket, so there are at most as many programs as buckets, in all rounds together.
+    The last batch is filled up with empty rows.
+
+    Args:
+      params: the tree the model is applied to: adapters joined, dropout off.
+      views: `render_views(estimator, pool)`.
+      key: of the scoring stream; a row's own key is fold_in(fold_in(key, round), id).
+      rows_per_batch: rounded up to a multiple of the row shards of `place`.
+      buckets: row lengths to pad to; None: powers of two.
+      watch: called with (rows done, rows in all) as batches come back.
+
+    Raises:
+      ScoringError: a score is missing or not finite.
+      ValueError: an id comes twice, or a row is longer than every bucket.
+
+    Law: a score depends on params, view, key, round and id; not on batch-mates, bucket, order or
+    device count, within float noise.
+    """
+    start = time.perf_counter()
+    ids = np.asarray(ids, np.int64)
+    if len(np.unique(ids)) != len(ids):
+        raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
+    shards = place.num_row_shards
+    rows = -(-rows_per_batch // shards) * shards
+    score_X = np.full(len(views.lengths_X), np.nan, np.float32)
+    pending: list[tuple[np.ndarray, Array]] = []
+    done = 0
+
+    def collect(most: int) -> None:
+        nonlocal done
+        while len(pending) > most:
+            batch_ids, score_B = pending.pop(0)
+            score_X[batch_ids] = np.asarray(score_B)[: len(batch_ids)]
+            done += len(batch_ids)
+            if watch is not None:
+                watch(done, len(ids))
+
+    for batch_ids, bucket in batches_of(views.lengths_X, ids, rows, buckets):
+        batches = tuple(
+            single_batch([view[x] for x in batch_ids], batch_ids, rows, bucket)
+            for view in views.examples
+        )
+        batches = jax.device_put(batches, place.batch(batches))
+        score_B = _signal(estimator, model, place, stop_ids, params, batches, key, round_)
+        pending.append((batch_ids, score_B))
+        collect(IN_FLIGHT)
+    collect(0)
+    _check(score_X[ids], ids, views, round_)
+    prefix = estimator.new_tokens or 0
+    return Scored(
+        ids_N=ids,
+        score_N=score_X[ids],
+        cost=Cost(
+            rows=len(ids),
+            prefill_tokens=int(views.token_counts()[:, ids].sum()),
+            generated_tokens=prefix * len(ids) * len(views.examples),
+            flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum()),
+            seconds=time.perf_counter() - start,
+        ),
+    )
+
+
+def batches_of(
+    lengths_X: Int[np.ndarray, " X"],
+    ids: Int[np.ndarray, " N"],
+    rows: int,
+    buckets: Sequence[int] | None,
+) -> Iterator[tuple[Int[np.ndarray, " rows"], int]]:
+    """Cut ids into batches of `rows`, the longest first: (ids, bucket that holds them).
+
+    Raises:
+      ValueError: a row is longer than every bucket.
+    """
+    longest = int(lengths_X.max(initial=1))
+    buckets = powers_of_two(longest) if buckets is None else sorted(buckets)
+    if longest > buckets[-1]:
+        raise ValueError(
+            f"a view has {longest} tokens, the largest bucket {buckets[-1]}; add a larger one"
+        )
+    ids = np.sort(ids)
+    ids = ids[np.argsort(-lengths_X[ids], kind="stable")]
+    for first in range(0, len(ids), rows):
+        batch_ids = ids[first : first + rows]
+        yield batch_ids, next(b for b in buckets if b >= lengths_X[batch_ids[0]])
+
+
+def powers_of_two(longest: int) -> tuple[int, ...]:
+    """Give bucket lengths from 16 up to the first that holds `longest`."""
+    buckets = [SMALLEST_BUCKET]
+    while buckets[-1] < longest:
+        buckets.append(2 * buckets[-1])
+    return tuple(buckets)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _signal(
+    estimator: Estimator,
+    model: Transformer,
+    place: Placement,
+    stop_ids: tuple[int, ...],
+    params: Tree,
+    batches: tuple,
+    key: Array,
+    round_: int,
+) -> Float[Array, " B"]:
+    """Score a batch, each row with its own key, and give the scores to every device."""
+    key = jax.random.fold_in(key, round_)
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batches[0].ids_BZ[:, 0])
+    score_B = estimator.score(model, params, batches, key_B, stop_ids)
+    return jax.lax.with_sharding_constraint(score_B.astype(jnp.float32), place.replicated)
+
+
+def _check(score_N: np.ndarray, ids: np.ndarray, views: Views, round_: int) -> None:
+    """Fail the round: by a part of the scores nobody may be selected."""
+    bad = ids[~np.isfinite(score_N)]
+    if len(bad):
+        names = [f"{views.examples[0][x].id} ({views.examples[0][x].where})" for x in bad[:5]]
+        raise ScoringError(
+            f"round {round_}: {len(bad)} of {len(ids)} scores are missing or not finite, first "
+            f"{', '.join(names)}; look at these rows: is the view empty, or has the model diverged?"
+        )
