@@ -10,9 +10,11 @@ import numpy as np
 from research.core.parts import part, require
 from research.core.protocols import View
 from research.core.records import Total
+from research.data.choice import answer_index
+from research.data.composed import tokenize
 from research.data.examples import Example
 from research.data.pool import Data, Pool
-from research.data.rows import answer_index, compose, kind_of, tokenize
+from research.data.rows import compose, kind_of
 from research.evaluate.evaluate import Item, checks_of
 from research.evaluate.subject import Subject
 
@@ -52,7 +54,7 @@ class MultipleChoice:
         """Measure each question.
 
         Raises:
-          ValueError: a row is no multiple-choice row with an answer; the error names it.
+          ValueError: a row is not multiple choice, or too long; the error names it.
         """
         gold_X = [_gold(example) for example in pool.examples]
         items: list[dict] = [{} for _ in gold_X]
@@ -77,10 +79,9 @@ def _verdict(name: str, score: np.ndarray, gold: int) -> Item:
 
 
 def _gold(example: Example) -> int:
-    if kind_of(example.row) != "choice" or example.row.get("answer") is None:
+    if kind_of(example.row) != "choice":
         raise ValueError(
-            f"{example.where}: is no multiple-choice row with an answer; expected question, "
-            "options and answer"
+            f"{example.where}: is no multiple-choice row; expected question, options and answer"
         )
     options = [str(option) for option in example.row["options"]]
     return answer_index(example.row["answer"], options)

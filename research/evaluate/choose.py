@@ -23,7 +23,7 @@ def evaluators_for(
     rows = [example.row for example in pool.examples]
     kinds = {kind_of(row) for row in rows}
     found: list[Evaluator] = [Likelihood(data=data, slice_by=slice_by)]
-    if kinds == {"choice"} and all(row.get("answer") is not None for row in rows):
+    if kinds == {"choice"}:
         found.append(MultipleChoice(data=data, slice_by=slice_by))
     if kinds == {"completion"} and all(isinstance(row.get("completion"), str) for row in rows):
         found.append(

@@ -84,10 +84,16 @@ def influence(sum_X: Sequence[float], count_X: Sequence[float]) -> np.ndarray:
 
 
 def ratio_interval(sum_X: Sequence[float], count_X: Sequence[float]) -> Estimate:
-    """Estimate sum(sum) / sum(count) over items: Wilson for yes/no items, else the t interval."""
+    """Estimate sum(sum) / sum(count) over items: Wilson for yes/no items, else the t interval.
+
+    Items that are all wholly wrong, or all wholly right, count as yes/no too: they have no spread,
+    yet that does not make the ratio certain.
+    """
     s, c = np.asarray(sum_X, np.float64), np.asarray(count_X, np.float64)
     if np.all(c == 1) and np.all((s == 0) | (s == 1)):
         return proportion(int(s.sum()), s.size)
+    if np.all(s == 0) or np.all(s == c):
+        return proportion(int(np.sum(s == c)), s.size)
     estimate = mean_interval(influence(s, c))
     return dataclasses.replace(estimate, value=float(s.sum() / c.sum()))
 

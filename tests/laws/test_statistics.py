@@ -67,6 +67,8 @@ def test_yes_no_items_get_wilsons_interval_and_others_students():
     assert ratio_interval([1, 0, 1, 1, 0], np.ones(5)) == proportion(3, 5)
     values = [0.25, 0.5, 1.0, 0.75]
     assert ratio_interval(values, np.ones(4)) == mean_interval(values)
+    assert ratio_interval([0, 0, 0], [2, 5, 3]) == proportion(0, 3)
+    assert ratio_interval([2, 5, 3], [2, 5, 3]) == proportion(3, 3)
 
 
 def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says():
