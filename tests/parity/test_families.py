@@ -38,6 +38,7 @@ from tests.parity.make_oracles import (
 
 LOGIT_TOLERANCE = 1e-4  # float32 noise between two summation orders is about 1.3e-5
 RELATIVE_TOLERANCE = 1e-4  # of a gradient's or weight's norm, for the same reason
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is the cost of these tests
 STORIES = Path(__file__).parents[2] / "experiments" / "assets" / "stories260k"
 
 
@@ -83,38 +84,40 @@ def ours(case: str) -> dict[str, Any]:
         family = open_folder(folder).family
     names = tensors_of(family, model.arch, params)
     right, left = rows_of(case, left=False), rows_of(case, left=True)
-    seen = jax.tree.map(np.asarray, steps(model, params, batch_of(right), batch_of(left)))
+    left_untrained = left | {"trained": np.zeros_like(left["trained"])}
+    both = {name: np.concatenate([right[name], left_untrained[name]]) for name in right}
+    seen = jax.tree.map(np.asarray, steps(model, params, batch_of(both)))
 
     def foreign(kind: str, step: int) -> dict[str, np.ndarray]:
         tree = jax.tree.map(lambda stacked: stacked[step], seen[kind])
         return {tensor.name: foreign_value(tree, tensor) for tensor in names}
 
     return {
-        "logits_right": seen["logits_right"][0][right["real"]],
-        "logits_left": seen["logits_left"][left["real"]],
+        "logits_right": seen["logits"][0][: len(right["real"])][right["real"]],
+        "logits_left": seen["logits"][0][len(right["real"]) :][left["real"]],
         "losses": seen["losses"],
         "gradients": foreign("gradients", 0),
         "weights": foreign("weights", NUM_STEPS),
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def steps(model: Transformer, params: Any, right: Batch, left: Batch) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def steps(model: Transformer, params: Any, batch: Batch) -> dict[str, Any]:
     """What AdamW sees before each step and after the last, stacked; one program, compiled once."""
     b1, b2 = ADAMW["betas"]
     rate, decay = ADAMW["lr"], ADAMW["weight_decay"]
     optimizer = optax.adamw(rate, b1=b1, b2=b2, eps=ADAMW_EPS, weight_decay=decay)
-    loss_and_gradient = jax.value_and_grad(lambda p: mean_loss(model, p, right), has_aux=True)
+    loss_and_gradient = jax.value_and_grad(lambda p: mean_loss(model, p, batch), has_aux=True)
 
     def step(carry: tuple, _: None) -> tuple:
         params, state = carry
         (loss, logits), gradients = loss_and_gradient(params)
         updates, state = optimizer.update(gradients, state, params)
-        seen = {"losses": loss, "logits_right": logits, "gradients": gradients, "weights": params}
+        seen = {"losses": loss, "logits": logits, "gradients": gradients, "weights": params}
         return (optax.apply_updates(params, updates), state), seen
 
     _, seen = jax.lax.scan(step, (params, optimizer.init(params)), None, NUM_STEPS + 1)
-    return seen | {"logits_left": model.apply(params, left).logits()}
+    return seen
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,35 @@
+"""Open a model folder, with an adapter where there is one, ready to be applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from research.core.layout import Placement
+from research.huggingface.folder import load, open_folder
+from research.huggingface.peft import read_adapter
+from research.huggingface.pretrained import locate
+from research.models.compute import Compute
+from research.models.transformer import Params, Transformer
+
+TOKENIZER_ALONE = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Files of which one is enough to make a tokenizer."""
+
+
+def open_model(
+    folder: str | Path, *, adapter: str | Path | None = None, compute: Compute, place: Placement
+) -> tuple[Transformer, Params, Path | None]:
+    """Give (model, parameters, the folder's tokenizer or None where it has none).
+
+    An adapter stays what it is, low-rank leaves over the folder's weights: nothing is merged.
+
+    Raises:
+      FileNotFoundError, ValueError: as `open_folder`, `load` and `read_adapter`.
+    """
+    opened = open_folder(locate(folder))
+    model = Transformer(opened.architecture, place, compute)
+    params = load(opened, model)
+    if adapter is not None:
+        tuning, trainable = read_adapter(adapter, model)
+        params = tuning.join(trainable, params)
+    has_tokenizer = any((opened.path / name).is_file() for name in TOKENIZER_ALONE)
+    return model, params, opened.path if has_tokenizer else None
