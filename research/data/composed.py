@@ -48,9 +48,9 @@ def tokenize(
             ids, spans = next(encoded)
             trained = trained_tokens(spans, row.spans, len(row.text))
             tokens, trained = _with_specials(row, ids, trained, tokenizer)
-            if view.content == "answer":
-                tokens, trained = _answer_alone(tokens, trained, tokenizer)
         trained[:1] = False
+        if view.content == "answer":
+            tokens, trained = answer_alone(tokens, trained, tokenizer)
         shown.append((tokens, trained))
     return shown
 
@@ -84,12 +84,19 @@ def _with_specials(
     return _joined([*before, *ids, *after], [False] * len(before), trained, [True] * len(after))
 
 
-def _answer_alone(
-    tokens: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer
+def answer_alone(
+    tokens: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the trained tokens, after BOS; EOS stands in where the tokenizer has no BOS."""
-    start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-    before = [] if start is None else [start]
+    """Keep the trained tokens, after BOS.
+
+    EOS stands in where the tokenizer has no BOS; without a tokenizer the row's first token does.
+    """
+    if tokenizer is None:
+        before = tokens[:1].tolist()
+    elif tokenizer.bos_id is not None:
+        before = [tokenizer.bos_id]
+    else:
+        before = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     answer = tokens[trained]
     return _joined([*before, *answer], [False] * len(before), [True] * len(answer))
 

@@ -10,8 +10,9 @@ import numpy as np
 from research.core.parts import part, require
 from research.core.protocols import Rows, Source, View
 from research.data.census import Census
-from research.data.composed import Composed, tokenize
+from research.data.composed import Composed, answer_alone, tokenize
 from research.data.examples import Example, RowError
+from research.data.leakage import comparable, leaked
 from research.data.rows import Rendering, compose, identity
 from research.data.sources import notes_of
 from research.data.tokenizer import Tokenizer
@@ -53,7 +54,12 @@ class Data:
         in a hundred cannot carry a comparison, and each is named in the table; more than that is
         a wrong setting rather than a bad row.
       id_field: the field that names a row; rows without it are named by their content's hash.
+      held_out: sources whose rows must not be in the pool; a row of the pool that repeats one of
+        theirs, by normalised text, is dropped and counted like any bad row. Rows that hold most
+        of one of theirs are only noted: such a likeness may be the nature of the data.
       needs_no_text: every row is `input_ids`, so no tokenizer is opened.
+      distinct_ids: rows that share an id are dropped but for the first; False: all are kept, as
+        where a file is only read and never chosen from.
     """
 
     sources: tuple[Source | Weighted, ...]
@@ -65,7 +71,9 @@ class Data:
     truncate: bool = False
     max_bad_fraction: float = 0.01
     id_field: str = "id"
+    held_out: tuple[Source, ...] = ()
     needs_no_text: bool = False
+    distinct_ids: bool = True
 
     def __post_init__(self) -> None:
         weighted = sum(isinstance(source, Weighted) for source in self.sources)
@@ -125,15 +133,15 @@ class Pool:
         chosen = [self.examples[x] for x in indices]
         if view == View():
             return chosen
-        rendering = self.data.rendering
-        composed = [
-            compose(example.row, self.tokenizer, view, rendering, example.id) for example in chosen
-        ]
+        if view.content == "answer":
+            shown = [answer_alone(e.tokens, e.trained, self.tokenizer) for e in chosen]
+        else:
+            rendering = self.data.rendering
+            composed = [compose(e.row, self.tokenizer, view, rendering, e.id) for e in chosen]
+            shown = tokenize(composed, self.tokenizer, view)
         return [
             dataclasses.replace(example, tokens=tokens, trained=trained)
-            for example, (tokens, trained) in zip(
-                chosen, tokenize(composed, self.tokenizer, view), strict=True
-            )
+            for example, (tokens, trained) in zip(chosen, shown, strict=True)
         ]
 
 
@@ -158,12 +166,13 @@ def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None
     Raises:
       ValueError: more than `data.max_bad_fraction` of the rows were dropped, or none is left.
     """
-    census, examples, seen = Census(), [], {}
+    census = Census()
+    examples: list[Example] = []
+    seen: dict[str, str] = {}
     for group, source in enumerate(data.sources):
         weighted = isinstance(source, Weighted)
         rows = (source.source if weighted else source).open()
         prefix = f"{source.name}/" if weighted and source.name else ""
-        kept = len(examples)
         for example in _examples(rows, data, tokenizer, census, group, prefix):
             try:
                 _check(example, data, tokenizer, vocab_size, seen)
@@ -174,9 +183,36 @@ def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None
             examples.append(_cut(example, data, census))
         census.read.append(len(rows))
         census.notes += notes_of(rows)
-        census.kept.append(len(examples) - kept)
+    examples = _without_leaks(examples, data, census)
+    groups = [example.group for example in examples]
+    census.kept = [groups.count(group) for group in range(len(data.sources))]
     census.check(data.max_bad_fraction)
     return Pool(examples, data, tokenizer, census)
+
+
+def _without_leaks(examples: list[Example], data: Data, census: Census) -> list[Example]:
+    """Drop the examples that repeat a held-out row; those that nearly do are noted."""
+    tests = []
+    for source in data.held_out:
+        rows = source.open()
+        for index in range(len(rows)):
+            try:
+                tests.append((rows.where(index), comparable(rows[index])))
+            except RowError as error:
+                census.notes.append(f"{rows.where(index)} is held out but unreadable: {error}")
+    where = {example.id: example.where for example in examples}
+    leaks = leaked(((e.id, comparable(e.row)) for e in examples), tests) if tests else []
+    for leak in leaks:
+        error = RowError("held out", f"repeats the held-out row at {leak.test_id}")
+        if leak.equal:
+            census.drop(where[leak.pool_id], leak.pool_id, error)
+            continue
+        census.notes.append(
+            f"{where[leak.pool_id]} holds {leak.share:.0%} of the held-out row at {leak.test_id}, "
+            "and stays"
+        )
+    equal = {leak.pool_id for leak in leaks if leak.equal}
+    return [example for example in examples if example.id not in equal]
 
 
 def _examples(
@@ -210,7 +246,7 @@ def _check(
 ) -> None:
     """Refuse an example that training could not use, or would use wrongly."""
     tokens, bos = example.tokens, tokenizer.bos_id if tokenizer is not None else None
-    if example.id in seen:
+    if data.distinct_ids and example.id in seen:
         raise RowError("duplicate id", f"id {example.id!r} is also at {seen[example.id]}")
     if bos is not None and tokens[:2].tolist() == [bos, bos]:
         raise RowError("double BOS", "the text brings its own BOS; leave it out of the data")

@@ -38,7 +38,8 @@ class Rendering:
       template: rows of `prompt` and of `question` go through the tokenizer's chat template, where
         it has one; False: they are plain text. Rows of `messages` always need a template.
       system: a system turn put before conversations that have none.
-      text_eos: rows of `text` end in EOS, which is trained.
+      text_eos: rows of `text` end in EOS, which is trained. False, as elsewhere: a text may be a
+        piece of a longer one, and losses compare with what others report of it.
       answer: what is trained of a multiple-choice row.
       shuffle_options: a seed; each row's options are put in an order drawn from it and the row's
         id. None: the order of the data, whose gold index is often skewed.
@@ -46,7 +47,7 @@ class Rendering:
 
     template: bool = True
     system: str = ""
-    text_eos: bool = True
+    text_eos: bool = False
     answer: Literal["letter", "text", "letter_and_text"] = "letter"
     shuffle_options: int | None = None
 
@@ -95,7 +96,8 @@ def compose(
 ) -> Composed:
     """Show a row as a text with trained spans; `id` decides the order of shuffled options.
 
-    Rows of `text` and `input_ids` are all answer when trained, and all prompt in the prompt view.
+    Rows of `text` and `input_ids` are all answer in the training view and all prompt in the prompt
+    view. The answer view is cut out of the training view (`tokenize`).
 
     Raises:
       RowError: the row is not what its kind asks for, or has no answer where one is needed.

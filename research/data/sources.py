@@ -58,16 +58,29 @@ def located(path: str) -> list[Path]:
     Raises:
       FileNotFoundError: nothing is there; the error names the absolute path that was tried.
     """
-    absolute = Path(os.path.abspath(os.path.expanduser(path)))
+    absolute = _absolute(path)
     if absolute.exists():
         return [absolute]
     matches = sorted(Path(match) for match in glob.glob(str(absolute), recursive=True))
     if not matches:
-        raise FileNotFoundError(
-            f"{path!r}: no such file; tried {absolute} (a relative path is taken from the working "
-            "directory). Start the command where the path holds, or give an absolute path"
-        )
+        raise _nothing(path, absolute, "a file, or a pattern that files match")
     return matches
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path, and not a name on a hub."""
+    return name.startswith(("/", ".", "~"))
+
+
+def _nothing(path: str, absolute: Path, expected: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{path!r}: nothing at {absolute}; expected {expected}. A relative path is taken from the "
+        "working directory: start the command where the path holds, or give an absolute one"
+    )
 
 
 @part
@@ -180,23 +193,36 @@ class HuggingFaceDataset:
         """
         import datasets
 
-        folder = Path(os.path.abspath(os.path.expanduser(self.path)))
-        saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-        if saved:
-            opened = datasets.load_from_disk(str(folder))
-            if isinstance(opened, datasets.DatasetDict):
-                if self.split not in opened:
-                    raise ValueError(f"{folder} has no split {self.split!r}; it has {[*opened]}")
-                opened = opened[self.split]
+        folder = _absolute(self.path)
+        if not folder.exists() and _is_path(self.path):
+            raise _nothing(self.path, folder, "a folder of a dataset")
+        if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+            opened = _saved_split(datasets.load_from_disk(str(folder)), folder, self.split)
         else:
-            opened = datasets.load_dataset(
-                str(folder) if folder.is_dir() else self.path,
-                self.name,
-                split=self.split,
-                revision=self.revision,
-            )
+            opened = self._load(folder)
         place = f"{folder if folder.is_dir() else self.path}[{self.split}]"
         return Opened(opened, _mapping, lambda index: f"{place}:{index + 1}")
+
+    def _load(self, folder: Path) -> Sequence[Any]:
+        """Load a folder of data files, or a name on the hub."""
+        import datasets
+
+        path = str(folder) if folder.is_dir() else self.path
+        try:
+            return datasets.load_dataset(path, self.name, split=self.split, revision=self.revision)
+        except Exception as error:
+            if path == self.path:
+                error.add_note(f"nothing is at {folder}, so {path!r} was looked up on the hub")
+            raise
+
+
+def _saved_split(saved: Any, folder: Path, split: str) -> Sequence[Any]:
+    """Choose the split of what `save_to_disk` wrote: a dataset alone, or one for each split."""
+    if not isinstance(saved, dict):
+        return saved
+    if split not in saved:
+        raise ValueError(f"{folder} has no split {split!r}; it has {sorted(saved)}")
+    return saved[split]
 
 
 @part
@@ -204,8 +230,8 @@ class TfdsSource:
     """A TensorFlow dataset in array_record form, read without TensorFlow.
 
     Attributes:
-      name: a dataset's name (`"mnist:3.0.1"`), or the folder of a prepared one (the folder that
-        holds `dataset_info.json`).
+      name: a dataset's name (`"ag_news_subset:1.0.0"`), or the folder of a prepared one (the
+        folder that holds `dataset_info.json`). A configuration (`glue/sst2`) goes by its folder.
       split: "train", or a slice such as "train[:10%]".
       data_dir: where prepared datasets are, if `name` is a name.
     """
@@ -218,14 +244,21 @@ class TfdsSource:
         require(self, (bool(self.name), "name is empty; give a dataset's name or its folder"))
 
     def open(self) -> Opened:
-        """Open the split as a random-access data source."""
+        """Open the split as a random-access data source.
+
+        Raises:
+          FileNotFoundError: there is no such dataset, prepared or known.
+          ValueError: the split is not there; the error lists those that are.
+        """
         import tensorflow_datasets as tfds
 
-        folder = Path(os.path.abspath(os.path.expanduser(self.name)))
+        folder = _absolute(self.name)
         if (folder / "dataset_info.json").exists():
             builder = tfds.builder_from_directory(str(folder))
+        elif _is_path(self.name) or "/" in self.name:
+            raise _nothing(self.name, folder, "a prepared dataset (with dataset_info.json)")
         else:
-            builder = tfds.builder(self.name, data_dir=self.data_dir)
+            builder = tfds.builder(self.name, data_dir=self.data_dir, file_format="array_record")
         source = builder.as_data_source(self.split)
         place = f"{builder.info.full_name}[{self.split}]"
         return Opened(
@@ -238,7 +271,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, bytes):
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise RowError("malformed", f"bytes that are no UTF-8 text ({error})") from error
     if isinstance(value, (np.ndarray, np.generic)):
         return _plain(value.tolist())
     if isinstance(value, (list, tuple)):

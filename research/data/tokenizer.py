@@ -45,8 +45,8 @@ class Tokenizer(Protocol):
         """Give the text of some ids, specials left out."""
         ...
 
-    def piece(self, id: int) -> str:
-        """Name one token for people, specials included."""
+    def show(self, ids: Sequence[int]) -> str:
+        """Give the text of some ids, specials included."""
         ...
 
     def render(self, messages: Messages, **settings: Any) -> tuple[str, Spans]:
@@ -131,9 +131,9 @@ class HuggingFace:
         """Give the text of some ids, specials left out."""
         return self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def piece(self, id: int) -> str:
-        """Name one token for people, specials included."""
-        return self._inner.decode([int(id)], skip_special_tokens=False)
+    def show(self, ids: Sequence[int]) -> str:
+        """Give the text of some ids, specials included."""
+        return self._inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def render(self, messages: Messages, **settings: Any) -> tuple[str, Spans]:
         """Apply the chat template: text, and the spans that `{% generation %}` blocks marked."""
@@ -192,9 +192,9 @@ class SentencePiece:
         """Give the text of some ids, specials left out."""
         return self._inner.decode([int(i) for i in ids])
 
-    def piece(self, id: int) -> str:
-        """Name one token for people, specials included."""
-        return self._inner.id_to_piece(int(id)).replace("▁", " ")
+    def show(self, ids: Sequence[int]) -> str:
+        """Give the text of some ids, specials included."""
+        return "".join(self._inner.id_to_piece(int(i)) for i in ids).replace("▁", " ")
 
     def render(self, messages: Messages, **settings: Any) -> tuple[str, Spans]:
         """Refuse: a bare SentencePiece model has no chat template."""
