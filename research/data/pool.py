@@ -94,6 +94,11 @@ class Data:
         )
 
     @property
+    def weighted(self) -> bool:
+        """Whether sources have weights; if not, every example counts alike, wherever it is from."""
+        return isinstance(self.sources[0], Weighted)
+
+    @property
     def segments(self) -> int:
         """Examples that a row has room for (Z): 1 unless packed."""
         return self.max_segments if self.pack else 1
