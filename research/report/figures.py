@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from research.evaluate.statistics import mean_interval, spearman
@@ -16,11 +17,14 @@ from research.report.runs import Arm, Round, Run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose
 # neighbours also differ in lightness; line styles repeat the distinction in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#444444")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+CONTROL = {"color": "#555555", "linestyle": "--"}
 INK = "#333333"
 POOL, SELECTED = "#9aa5b1", "#D55E00"
 DOTS_PER_INCH = 160
+FONT = "STIXGeneral"  # comes with matplotlib, and looks like the page
+SIZE, SMALL = 10.5, 9.5  # points
 NAMES = {
     "loss_nats": "loss (nats a token)",
     "perplexity": "perplexity",
@@ -33,20 +37,21 @@ def label_of(metric: str) -> str:
     return NAMES.get(metric, metric.replace("_", " ") + " (share)")
 
 
-def look_of(arms: Sequence[Arm]) -> dict[str, dict]:
-    """Give every arm its colour and line style, the same in all figures."""
-    return {
-        arm.name: {
+def look_of(arms: Sequence[Arm], control: str) -> dict[str, dict]:
+    """Give every arm its colour and line style, the same in all figures; the control is grey."""
+    others = [arm.name for arm in arms if arm.name != control]
+    return {control: CONTROL} | {
+        name: {
             "color": COLOURS[index % len(COLOURS)],
             "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
         }
-        for index, arm in enumerate(arms)
+        for index, name in enumerate(others)
     }
 
 
 def training_loss(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
     """Draw each arm's training loss: mean over seeds, band from the lowest to the highest seed."""
-    figure, (axes,) = _figure(1, width=6.4, height=3.2)
+    figure, (axes,) = _figure(1, width=7.0, height=2.9)
     drawn = 0
     for arm in arms:
         steps, values = _over_runs(arm.runs, lambda run: run.series("loss_nats"))
@@ -68,9 +73,9 @@ def learning_curves(
     The band is Student's 95 % interval over seeds; of one seed, the interval over items.
     """
     against = [("step (updates)", lambda run, step: step)]
-    if any(run.total("flops") for arm in arms for run in arm.runs):
-        against.append(("compute with scoring (FLOP)", _flops_until))
-    figure, panels = _figure(len(against), width=3.5 * len(against), height=2.9)
+    if any(sum(run.flops()) for arm in arms for run in arm.runs):
+        against.append(("compute with scoring (FLOP)", lambda run, step: sum(run.flops(step))))
+    figure, panels = _figure(len(against), width=7.0, height=2.9)
     drawn = 0
     for axes, (what, place) in zip(panels, against, strict=True):
         drawn = sum(
@@ -108,10 +113,6 @@ def _learning_curve(
     return True
 
 
-def _flops_until(run: Run, step: int) -> float:
-    return float(sum(line.get("flops") or 0 for line in run.timing if line["step"] <= step))
-
-
 def coverage(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
     """Draw how much of what a round selects is new, and how much of the pool was ever selected."""
     arms = [arm for arm in arms if any(len(run.rounds) > 1 for run in arm.runs)]
@@ -125,8 +126,8 @@ def coverage(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
         rounds = np.arange(length)
         new.plot(rounds, mean[:, 0], marker="o", ms=3, lw=1.4, label=arm.name, **look[arm.name])
         ever.plot(rounds, mean[:, 1], marker="o", ms=3, lw=1.4, label=arm.name, **look[arm.name])
-    new.set(xlabel="round", ylabel="share of a selection never selected before", ylim=(-0.03, 1.03))
-    ever.set(xlabel="round", ylabel="share of the pool ever selected", ylim=(-0.03, 1.03))
+    new.set(xlabel="round", ylabel="selected for the first time (share)", ylim=(-0.03, 1.03))
+    ever.set(xlabel="round", ylabel="pool ever selected (share)", ylim=(-0.03, 1.03))
     for axes in (new, ever):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(ever, len(arms))
@@ -213,7 +214,7 @@ def scores_and_losses(run: Run) -> np.ndarray:
     """Pair each selected example's score with its loss when the round first trained on it."""
     opened = {round_.number: round_ for round_ in run.rounds}
     first: dict[tuple[int, int], float] = {}
-    for line in run.order():
+    for line in run.order:
         if line["round"] not in opened or "loss_nats" not in line:
             continue
         for ids, losses in zip(line["rows"], line["loss_nats"], strict=True):
@@ -265,9 +266,9 @@ def _figure(count: int, *, width: float, height: float, rows: int = 1) -> tuple[
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=8)
-        axes.xaxis.label.set(color=INK, size=8.5)
-        axes.yaxis.label.set(color=INK, size=8.5)
+        axes.tick_params(colors=INK, labelsize=SMALL)
+        axes.xaxis.label.set(color=INK, size=SIZE)
+        axes.yaxis.label.set(color=INK, size=SIZE)
         axes.grid(True, color="#e6e6e6", lw=0.6)
         axes.set_axisbelow(True)
     return figure, list(panels)
@@ -279,14 +280,16 @@ def _band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, look: di
 
 def _legend(axes: Axes, entries: int) -> None:
     if entries > 1:
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
 
 def _note(axes: Axes, text: str) -> None:
-    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=7.5, color=INK)
+    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=SMALL, color=INK)
 
 
 def _png(figure: Figure) -> bytes:
+    for text in figure.findobj(Text):
+        text.set_fontfamily(FONT)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return content.getvalue()

@@ -12,7 +12,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #22252a; --faint: #6a7078; --rule: #c9cdd2;
   --paper: #fdfdfb; --link: #0b5c92; }
 @media (prefers-color-scheme: dark) { :root { --ink: #dcdfe3; --faint: #979ea7; --rule: #444a52;
-  --paper: #16181b; --link: #7cc0ee; } figure img { filter: invert(0.905) hue-rotate(180deg); } }
+  --paper: #16181b; --link: #7cc0ee; } figure img { filter: invert(1) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 3.5rem 1.4rem 6rem; max-width: 46rem; background: var(--paper);
   color: var(--ink); font: 1.02rem/1.58 Charter, "Bitstream Charter", "Sitka Text", Cambria,
@@ -25,22 +25,26 @@ section.abstract { margin: 0 1.6rem; font-size: .98rem; }
 section.abstract h2 { font-size: 1rem; text-align: center; margin: 0 0 .5rem; }
 p { margin: .55rem 0; hyphens: auto; }
 figure { margin: 1.6rem 0; }
-figure img { display: block; width: 100%; height: auto; margin: 0 auto; mix-blend-mode: multiply; }
+figure img { display: block; width: 100%; height: auto; margin: 0 auto .5rem;
+  mix-blend-mode: multiply; }
 @media (prefers-color-scheme: dark) { figure img { mix-blend-mode: screen; } }
 figcaption, caption, .note { font-size: .86rem; line-height: 1.45; color: var(--faint); }
-.scroll { overflow-x: auto; margin: 1.5rem 0; }
-table { border-collapse: collapse; margin: 0 auto; font-size: .86rem; line-height: 1.35;
+.scroll { overflow-x: auto; margin: 1.6rem 0; }
+@media (min-width: 60rem) { .scroll { margin-left: -5rem; margin-right: -5rem; }
+  .scroll > div { min-width: calc(100% - 10rem) !important; } }
+.scroll > div { width: fit-content; max-width: 100%; min-width: 100%; margin: 0 auto; }
+table { border-collapse: collapse; width: 100%; font-size: .84rem; line-height: 1.35;
   font-variant-numeric: tabular-nums lining-nums; }
 caption { text-align: left; padding-bottom: .5rem; }
 caption b, figcaption b { color: var(--ink); font-weight: 600; }
 th { font-weight: 600; border-top: 1.5px solid var(--ink); border-bottom: 1px solid var(--ink);
-  vertical-align: bottom; }
-th, td { padding: .28rem .7rem; text-align: right; }
+  vertical-align: bottom; white-space: nowrap; }
+th, td { padding: .26rem .55rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 td { white-space: nowrap; border-bottom: 1px solid transparent; }
 tr:last-child td { border-bottom: 1.5px solid var(--ink); }
 tbody tr:hover td { border-bottom-color: var(--rule); }
-.note { margin: .45rem 0 0; }
+.note { margin: .45rem 0 0; width: 0; min-width: 100%; }
 @media print { body { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 """
 
@@ -68,7 +72,7 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 </section>
 {% for table in section.tables %}
 {% set count.table = count.table + 1 %}
-<div class="scroll">
+<div class="scroll"><div>
 <table>
 <caption><b>Table {{ count.table }}.</b> {{ table.title }}</caption>
 <thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
@@ -81,7 +85,7 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 {% if table.note %}
 <p class="note">{{ table.note }}</p>
 {% endif %}
-</div>
+</div></div>
 {% endfor %}
 {% for plot in section.plots %}
 {% set count.figure = count.figure + 1 %}

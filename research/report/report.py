@@ -33,7 +33,9 @@ def report(paths: Sequence[Path], out: Path, control: str | None = None) -> Rend
     names = [arm.name for arm in arms]
     if control is not None and control not in names:
         raise ValueError(f"control={control!r} is no arm; the runs have: {', '.join(names)}")
-    document = compose(arms, control or names[0])
+    control = control or names[0]
+    arms.sort(key=lambda arm: arm.name != control)  # the control first, the others as they came
+    document = compose(arms, control)
     for section in document.sections:
         for plot in section.plots:
             write_whole(out.with_name(f"{plot.name}.png"), plot.png)
@@ -52,8 +54,8 @@ def compose(arms: Sequence[Arm], control: str) -> Document:
             sentences=sentences.findings(arms, standings, control),
         ),
         _arms_section(arms, standings, control),
-        _learning_section(arms),
-        _curriculum_section(arms),
+        _learning_section(arms, control),
+        _curriculum_section(arms, control),
         Section(
             heading="The runs",
             sentences=sentences.state_of(arms),
@@ -84,8 +86,8 @@ def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: s
     return Section(heading="The arms", tables=tuple(found))
 
 
-def _learning_section(arms: Sequence[Arm]) -> Section:
-    look = figures.look_of(arms)
+def _learning_section(arms: Sequence[Arm], control: str) -> Section:
+    look = figures.look_of(arms, control)
     drawn = [
         _plot(
             "loss",
@@ -105,8 +107,8 @@ def _learning_section(arms: Sequence[Arm]) -> Section:
     return Section(heading="Learning", plots=tuple(plot for plot in drawn if plot))
 
 
-def _curriculum_section(arms: Sequence[Arm]) -> Section:
-    look = figures.look_of(arms)
+def _curriculum_section(arms: Sequence[Arm], control: str) -> Section:
+    look = figures.look_of(arms, control)
     drawn = [
         _plot(
             "coverage",

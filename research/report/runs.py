@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,13 @@ class Run:
 
     Attributes:
       experiment: the described experiment.
-      environment: command, commit, versions and devices, as far as they were written.
+      starts: for each time it was started, command, code, versions and devices.
       torn: files whose last line a kill cut off; that line is left out.
     """
 
     path: Path
     experiment: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    starts: tuple[Mapping[str, Any], ...]
     metrics: tuple[Line, ...]
     timing: tuple[Line, ...]
     evaluations: tuple[Line, ...]
@@ -88,6 +88,13 @@ class Run:
         values = [line[name] for line in (*self.metrics, *self.timing) if _is_number(line, name)]
         return float(sum(values)) if values else None
 
+    def flops(self, step: int | None = None) -> tuple[float, float]:
+        """Give the FLOPs of (the updates, the scoring) up to a step; 0 where none were recorded."""
+        lines = [line for line in self.timing if step is None or line["step"] <= step]
+        scoring = [line["scoring_flops"] for line in lines if _is_number(line, "scoring_flops")]
+        updates = [line["flops"] for line in lines if _is_number(line, "flops")]
+        return float(sum(updates)), float(max(scoring, default=0.0))
+
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Give (steps, values) of a cycle's number, where it is finite."""
         lines = [line for line in (*self.metrics, *self.timing) if _is_number(line, name)]
@@ -111,15 +118,10 @@ class Run:
         """Every round that has been opened."""
         return tuple(_round(path) for path in sorted((self.path / "rounds").glob("[0-9]*.npz")))
 
-    def order(self) -> Iterator[Line]:
-        """Walk the recorded updates: which pool indices each trained on."""
-        yield from _lines(self.path / "order.jsonl")[0]
-
     @functools.cached_property
-    def pool_size(self) -> int | None:
-        """How many examples the pool holds."""
-        lines = _lines(self.path / "pool.jsonl")[0]
-        return len(lines) or None
+    def order(self) -> tuple[Line, ...]:
+        """The recorded updates: which pool indices each trained on."""
+        return tuple(_lines(self.path / "order.jsonl")[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,17 +174,18 @@ def read_run(folder: Path) -> Run:
     Raises:
       ValueError: a file is malformed, with its name and line.
     """
-    described = _document(folder / "experiment.json")
-    experiment = described.get("experiment", described)
+    experiment = _document(folder / "experiment.json").get("experiment", {})
     if not {"name", "seed"} <= experiment.keys():
-        raise ValueError(f"{folder / 'experiment.json'}: has no name and seed; expected both")
+        raise ValueError(
+            f"{folder / 'experiment.json'}: expected an experiment with name and seed in it"
+        )
     run_json = folder / "run.json"
     names = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
     (metrics, _), (timing, _), (evaluations, _) = files = [_lines(folder / name) for name in names]
     return Run(
         path=folder,
         experiment=experiment,
-        environment=_document(run_json) if run_json.exists() else {},
+        starts=tuple(_document(run_json)) if run_json.exists() else (),
         metrics=tuple(metrics),
         timing=tuple(timing),
         evaluations=tuple(evaluations),
@@ -194,7 +197,7 @@ def _lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
     return read_lines(path) if path.exists() else ([], False)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

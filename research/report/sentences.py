@@ -19,6 +19,7 @@ from research.report.document import (
 from research.report.figures import scores_and_losses, selection_history
 from research.report.runs import Arm
 
+CLOSE = 0.02  # compute within 2 % is called equal: whole steps cannot match a budget exactly
 METHOD = (
     "A mean over seeds carries Student's 95 % interval. A difference to the control is paired: "
     "the same items, the same seeds. Its interval and p-value let both items and seeds vary "
@@ -71,11 +72,15 @@ def _seeds(count: int) -> str:
 def _budget(arms: Sequence[Arm]) -> list[str]:
     """Say whether arms had equal steps and equal compute."""
     said = []
-    for name, what, close in (("steps", "updates", 0.0), ("flops", "compute", 0.02)):
+    amounts = (
+        ("updates", 0.0, lambda run: run.last_step),
+        ("compute", CLOSE, lambda run: sum(run.flops())),
+    )
+    for what, close, amount in amounts:
         values = {
-            arm.name: float(np.mean([run.last_step if name == "steps" else t for run, t in found]))
+            arm.name: float(np.mean([amount(run) for run in arm.finished]))
             for arm in arms
-            if (found := [(r, r.total(name) or 0.0) for r in arm.finished])
+            if arm.finished
         }
         if len(values) < 2 or not all(values.values()):
             continue
@@ -128,6 +133,6 @@ def _curriculum(arm: Arm) -> str:
         found = spearman(*pairs.T)
         said += (
             f", and score and training loss correlate at {number(found.value, 2)} "
-            f"{interval(found.low, found.high)} (Spearman)"
+            f"{interval(found.low, found.high, 2)} (Spearman)"
         )
     return said + "."

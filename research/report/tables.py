@@ -114,7 +114,8 @@ def budgets(arms: Sequence[Arm]) -> Table:
 
     body = []
     for arm in arms:
-        flops, scoring = mean(arm, "flops"), mean(arm, "scoring_flops")
+        updates, scoring = np.mean([run.flops() for run in arm.finished] or [(0, 0)], axis=0)
+        flops = updates + scoring
         steps = sorted({run.last_step for run in arm.finished})
         distinct = [d for run in arm.finished if (d := distinct_examples(run))]
         body.append(
@@ -124,8 +125,8 @@ def budgets(arms: Sequence[Arm]) -> Table:
                 amount(mean(arm, "examples")),
                 amount(float(np.mean(distinct)) if distinct else None),
                 amount(mean(arm, "tokens")),
-                amount(flops),
-                f"{100 * scoring / flops:.0f} %" if flops and scoring is not None else MISSING,
+                amount(flops) if flops else MISSING,
+                f"{100 * scoring / flops:.0f} %" if flops else MISSING,
                 duration(mean(arm, "wall_s")),
             )
         )
@@ -142,7 +143,7 @@ def budgets(arms: Sequence[Arm]) -> Table:
 
 def distinct_examples(run: Run) -> int:
     """Count the pool examples that a run trained on at least once."""
-    return len({example for line in run.order() for row in line["rows"] for example in row})
+    return len({example for line in run.order for row in line["rows"] for example in row})
 
 
 def runs(arms: Sequence[Arm]) -> Table:
@@ -153,19 +154,26 @@ def runs(arms: Sequence[Arm]) -> Table:
             str(run.seed),
             f"{run.last_step} of {run.planned_steps or 'unknown'}",
             "finished" if run.finished else "unfinished",
-            str(run.environment.get("commit") or MISSING)[:10],
-            listed([str(d) for d in _devices(run)]) or MISSING,
+            str(len(run.starts)),
+            _commit(run),
+            _devices(run),
         )
         for arm in arms
         for run in arm.runs
     )
     return Table(
         title="Run directories.",
-        header=("arm", "seed", "steps", "state", "commit", "devices"),
+        header=("arm", "seed", "steps", "state", "starts", "commit", "devices"),
         rows=body,
     )
 
 
-def _devices(run: Run) -> list[str]:
-    devices = run.environment.get("devices") or []
-    return [devices] if isinstance(devices, str) else [str(d) for d in devices][:2]
+def _commit(run: Run) -> str:
+    """Give the commit of the last start, with + where the code had changes."""
+    code = (run.starts[-1].get("git") or {}) if run.starts else {}
+    return code["commit"][:10] + "+" * bool(code.get("diff")) if code.get("commit") else MISSING
+
+
+def _devices(run: Run) -> str:
+    devices = run.starts[-1].get("devices", []) if run.starts else []
+    return f"{len(devices)} x {devices[0]}" if len(devices) > 1 else "".join(devices) or MISSING

@@ -65,8 +65,8 @@ class Record:
     def timing(self, step: int, values: Mapping[str, Any]) -> None:
         """Record a cycle's seconds, rates and FLOPs.
 
-        A report adds up, over cycles, "wall_s" (with scoring, saving and evaluating), "flops"
-        (with scoring) and "scoring_flops".
+        A report adds up, over cycles, "wall_s" (with scoring, saving and evaluating) and "flops"
+        (of the updates); "scoring_flops" is what scoring has cost since the run began.
         """
         self._line("timing.jsonl", {"step": step, **values})
         self._scalars(step, "timing", values)

@@ -44,12 +44,12 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
     luck = rng.normal(0, 0.01)
     record = Record(workdir)
     record.truncate_to(0)
-    experiment = {"type": "E", "name": arm, "seed": seed, "clock": {"steps": STEPS}}
-    (workdir / "experiment.json").write_text(json.dumps(experiment))
-    (workdir / "run.json").write_text(json.dumps({"commit": "0123456789abcdef", "devices": "cpu"}))
-    (workdir / "pool.jsonl").write_text("".join('{"id": "x"}\n' for _ in range(POOL)))
+    experiment = {"name": arm, "seed": seed, "clock": {"steps": STEPS}}
+    (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+    start = {"git": {"commit": "0123456789abcdef", "diff": "x"}, "devices": ["cpu:0", "cpu:1"]}
+    (workdir / "run.json").write_text(json.dumps([start]))
     record.evaluation(0, evaluation_of(0.05, rng))
-    score = rng.normal(2.0, 0.5, POOL)
+    score, scoring = rng.normal(2.0, 0.5, POOL), 0.0
     for step in range(0, stop, CYCLE):
         round_ = step * ROUNDS // STEPS
         if step % (STEPS // ROUNDS) == 0:
@@ -64,9 +64,8 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
         end = step + CYCLE
         loss = 1 + 2 * np.exp(-end / 9) + luck + rng.normal(0, 0.03)
         record.metrics(end, {"round": round_, "loss_nats": loss, "tokens": 900, "examples": 24})
-        flops = 3e9 * CYCLE
-        scoring = 4e9 if scored and step % 6 == 0 else 0.0
-        record.timing(end, {"wall_s": 1.5, "flops": flops + scoring, "scoring_flops": scoring})
+        scoring += 4e9 if scored and step % 6 == 0 else 0.0
+        record.timing(end, {"wall_s": 1.5, "flops": 3e9 * CYCLE, "scoring_flops": scoring})
         if end % 6 == 0:
             skill = (0.6 + gain) * (1 - np.exp(-end / 8)) + luck
             record.evaluation(end, evaluation_of(skill, rng))
@@ -96,9 +95,15 @@ def show(renderable) -> str:
     return re.sub(r"\s+", " ", console.export_text())
 
 
-def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(runs, tmp_path):
-    out = tmp_path / "pages" / "report.html"
-    report([runs], out, control="random")
+@pytest.fixture(scope="module")
+def reported(runs, tmp_path_factory) -> tuple[Path, str]:
+    """The page, and what the terminal shows."""
+    out = tmp_path_factory.mktemp("page") / "below" / "report.html"
+    return out, show(report([runs], out, control="random"))
+
+
+def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
+    out, _ = reported
     page = out.read_text()
     images = sorted(path.name for path in out.parent.glob("*.png"))
     assert images == [
@@ -111,13 +116,17 @@ def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(runs, tmp_path
     assert page.count("data:image/png;base64,") == len(images)
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert all((out.parent / name).read_bytes().startswith(b"\x89PNG") for name in images)
-    again = tmp_path / "again.html"
-    report([runs], again, control="random")
-    assert again.read_bytes() == out.read_bytes()
 
 
-def test_the_findings_say_what_the_numbers_say(runs, tmp_path):
-    text = show(report([runs], tmp_path / "report.html", control="random"))
+def test_the_same_runs_make_the_same_page(tmp_path):
+    make_run(tmp_path, "edco", 3, gain=0.0, scored=True, stop=6)
+    for name in ("first.html", "second.html"):
+        report([tmp_path], tmp_path / name)
+    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()
+
+
+def test_the_findings_say_what_the_numbers_say(reported):
+    _, text = reported
     assert re.search(
         r"edco reaches slot_accuracy on restaurants .* better than random by \+0\.\d", text
     )
@@ -130,7 +139,8 @@ def test_the_findings_say_what_the_numbers_say(runs, tmp_path):
     assert "probably have been missed" in text
 
 
-def test_the_tables_hold_the_means_of_the_runs(runs, tmp_path):
+def test_the_tables_hold_the_means_of_the_runs(runs, reported):
+    _, text = reported
     arms = {arm.name: arm for arm in read_arms([runs])}
     finals = [
         json.loads((run.path / "evaluations.jsonl").read_text().splitlines()[-1])
@@ -139,7 +149,6 @@ def test_the_tables_hold_the_means_of_the_runs(runs, tmp_path):
     values = [line["metrics"]["slot_accuracy"]["value"] for line in finals]
     found = over_seeds(arms["edco"], "restaurants", "slot_accuracy")
     assert found == mean_interval(values)
-    text = show(report([runs], tmp_path / "report.html", control="random"))
     assert f"{np.mean(values):.3f}" in text
     assert re.search(r"edco 24 192 \d+ 7\.2 k \d+ G \d+ % 12 s", text)
 
@@ -160,7 +169,7 @@ def test_a_yes_no_metric_of_one_seed_is_tested_by_mcnemar(tmp_path):
         record = Record(workdir)
         record.truncate_to(0)
         experiment = {"name": arm, "seed": 0, "clock": {"steps": 1}}
-        (workdir / "experiment.json").write_text(json.dumps(experiment))
+        (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
         rows = tuple({"id": str(i), "accuracy": float(i < right)} for i in range(ITEMS))
         estimate = ratio_interval([row["accuracy"] for row in rows], np.ones(ITEMS))
         record.metrics(1, {"loss_nats": 1.0})
@@ -174,7 +183,7 @@ def test_a_yes_no_metric_of_one_seed_is_tested_by_mcnemar(tmp_path):
 
 def test_a_run_that_has_not_begun_is_shown_as_such(tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "experiment.json").write_text('{"name": "new", "seed": 5}')
+    (tmp_path / "run" / "experiment.json").write_text('{"experiment": {"name": "new", "seed": 5}}')
     text = show(report([tmp_path], tmp_path / "report.html"))
     assert "nothing can be compared yet" in text
     assert "unfinished" in (tmp_path / "report.html").read_text()
