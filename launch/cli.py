@@ -54,6 +54,7 @@ def train(
 def sweep(
     experiment: ExperimentFile,
     workdir: Annotated[Path | None, typer.Option(help="Default: runs/FILE.")] = None,
+    generator: Annotated[str, typer.Option(help="The file's function that yields runs.")] = "sweep",
     set_: Settings = [],  # noqa: B006
 ) -> None:
     """Run every experiment of sweep(): finished ones are passed over, others are resumed."""
@@ -61,7 +62,7 @@ def sweep(
     from launch.runs import run_sweep
 
     folder = workdir or Path("runs") / experiment.stem
-    run_sweep(load_sweep(experiment, set_), folder, console, command=sys.argv)
+    run_sweep(load_sweep(experiment, set_, generator), folder, console, command=sys.argv)
     console.print(f"finished: {folder}; compare with: maktab report {folder}")
 
 
@@ -205,17 +206,21 @@ def evaluate(
 
 @app.command()
 def export(
-    workdir: Annotated[Path, typer.Argument(help="A run directory.")],
+    workdir: Annotated[Path, typer.Argument(help="A run directory; a sweep's with --best-by.")],
     to: Annotated[Path, typer.Option(help="The folder to write.")],
     as_: Annotated[str, typer.Option("--as", help="merged or adapter.")] = "merged",
-    step: Annotated[
-        str, typer.Option(help="last, best, or the step of a checkpoint.")
-    ] = "last",
+    step: Annotated[str, typer.Option(help="last, best, or the step of a checkpoint.")] = "last",
+    best_by: Annotated[
+        str | None, typer.Option(help="evaluator/metric that chooses the run of a sweep.")
+    ] = None,
+    lower_is_better: Annotated[bool, typer.Option(help="The direction of --best-by.")] = False,
 ) -> None:
     """Write a run's model as a Hugging Face folder, or its adapter as a PEFT folder."""
+    from launch.export import best_run
     from launch.export import export as run
 
-    run(workdir, to, as_, step, console)
+    chosen = workdir if best_by is None else best_run(workdir, best_by, lower_is_better)
+    run(chosen, to, as_, step, console)
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:

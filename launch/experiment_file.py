@@ -49,23 +49,25 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Experiment:
     return apply_settings(experiment, settings)
 
 
-def load_sweep(path: Path, settings: Sequence[str] = ()) -> list[Experiment]:
-    """List the experiments of `sweep()`, settings applied to each.
+def load_sweep(
+    path: Path, settings: Sequence[str] = (), generator: str = "sweep"
+) -> list[Experiment]:
+    """List the experiments that the file's generator yields, settings applied to each.
 
     Raises:
-      ExperimentFileError: there is no `sweep`, it is empty, or two runs share name and seed.
+      ExperimentFileError: there is no such generator, it is empty, or two runs share name and seed.
     """
     module = load_module(path)
-    if not hasattr(module, "sweep"):
+    if not hasattr(module, generator):
         raise ExperimentFileError(
-            f"{path} has no sweep(); write one that yields experiments, or use `maktab train`"
+            f"{path} has no {generator}(); write one that yields experiments, or use `maktab train`"
         )
-    experiments = [apply_settings(item, settings) for item in module.sweep()]
+    experiments = [apply_settings(item, settings) for item in getattr(module, generator)()]
     runs = [(item.name, item.seed) for item in experiments]
     doubled = sorted({run for run in runs if runs.count(run) > 1})
     if not experiments or doubled:
         raise ExperimentFileError(
-            f"{path}: sweep() gives {len(experiments)} experiments; runs {doubled} share name and "
+            f"{path}: {generator}() gives {len(experiments)} experiments; runs {doubled} share name and "
             "seed, which name their folders: tell them apart"
         )
     return experiments

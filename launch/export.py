@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from research.huggingface.peft import write_adapter
 from rich.console import Console
 
 from research.checkpoint import CheckpointError, Store
@@ -19,7 +20,6 @@ from research.core.records import Batch
 from research.experiment import Experiment
 from research.huggingface.export import save
 from research.huggingface.folder import load
-from research.huggingface.peft import write_adapter
 from research.models.compute import Compute
 from research.models.transformer import Transformer
 from research.train.prepare import describe_source, resolve_model
@@ -82,7 +82,7 @@ def restore(
     model = Transformer(architecture, place, compute)
     seed = experiment.seed_of("initialisation")
     params = load(weights.folder, model) if weights else model.init(jax.random.key(seed))
-    learner, frozen = initialise(model, place, experiment.update(), params, seed)
+    learner, frozen = initialise(place, experiment.update(), params, seed)
     source = describe_source(experiment, weights, architecture)
     with Store(workdir / "checkpoints", experiment.checkpoints) as store:
         chosen = choose_step(store, step)
@@ -132,6 +132,24 @@ def choose_step(store: Store, step: str) -> int:
     if not step.isdigit():
         raise ValueError(f"--step {step!r}: expected last, best or a number")
     return int(step)
+
+
+def best_run(folder: Path, metric: str, lower_is_better: bool) -> Path:
+    """Give the run below `folder` whose last evaluation is best by `evaluator/metric`.
+
+    Raises:
+      FileNotFoundError: no run below the folder carries the metric.
+    """
+    name, _, key = metric.partition("/")
+    values: dict[Path, float] = {}
+    for file in sorted(folder.rglob("evaluations.jsonl")):
+        for line in file.read_text().splitlines():
+            evaluation = json.loads(line)
+            if evaluation["name"] == name and key in evaluation["metrics"]:
+                values[file.parent] = evaluation["metrics"][key]["value"]
+    if not values:
+        raise FileNotFoundError(f"no run below {folder} has an evaluation {metric!r}")
+    return (min if lower_is_better else max)(values, key=values.__getitem__)
 
 
 def largest_difference(model: Transformer, one: Any, other: Any) -> float:

@@ -26,8 +26,8 @@ from research.data.examples import Example
 from research.data.pool import Data, Pool, open_pool
 from research.data.sources import Jsonl, Parquet
 from research.data.tokenizer import Tokenizer, open_tokenizer
+from research.evaluate.choose import evaluators_for
 from research.evaluate.evaluate import evaluate as ask
-from research.evaluate.evaluate import evaluators_for
 from research.huggingface.open import open_model
 from research.huggingface.stops import stop_ids
 from research.models.compute import Compute
@@ -66,10 +66,14 @@ def open_all(folder: str, adapter: str | None, dtype: str) -> Opened:
     return Opened(model, params, place, tokenizer, stops)
 
 
-def open_rows(path: Path, opened: Opened, *, row_tokens: int | None, truncate: bool) -> Pool:
+def open_rows(
+    path: Path, opened: Opened, *, row_tokens: int | None, truncate: bool, rows: int
+) -> Pool:
     """Read every row of a file; a row that cannot be used is an error that names it."""
     data = Data(
         sources=(source_of(path),),
+        rows=rows,
+        pack=False,
         row_tokens=row_tokens or opened.model.arch.max_positions,
         truncate=truncate,
         max_bad_fraction=0.0,
@@ -106,7 +110,7 @@ def score(
     if estimator not in ESTIMATORS:
         raise ValueError(f"--estimator {estimator!r}: choose from {', '.join(ESTIMATORS)}")
     opened = open_all(model, adapter, dtype)
-    pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate)
+    pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate, rows=batch_rows)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"scoring by {estimator}", total=len(pool))
         rows = score_rows(
@@ -155,7 +159,7 @@ def generate(
     )
     opened = open_all(model, adapter, dtype)
     if data is not None:
-        pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate)
+        pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate, rows=batch_rows)
         prompts = pool.views(range(len(pool)), View(content="prompt"))
     else:
         prompts = [plain_prompt(prompt, opened.tokenizer)]
@@ -179,7 +183,9 @@ def plain_prompt(text: str, tokenizer: Tokenizer | None) -> Example:
       ValueError: the model folder has no tokenizer.
     """
     if tokenizer is None:
-        raise ValueError("--prompt needs a tokenizer, and the model folder has none; give input_ids")
+        raise ValueError(
+            "--prompt needs a tokenizer, and the model folder has none; give input_ids"
+        )
     bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     tokens = np.asarray([*bos, *tokenizer.encode(text)], np.int32)
     trained = np.zeros(len(tokens), bool)
@@ -232,11 +238,11 @@ def evaluate(
 ) -> None:
     """Write every metric that the rows allow, with counts and intervals, and a row per example."""
     opened = open_all(model, adapter, dtype)
-    pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate)
+    pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate, rows=batch_rows)
     summary: dict[str, Any] = {"model": model, "adapter": adapter, "data": str(data)}
     items: dict[str, dict[str, Any]] = {}
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        for evaluator in evaluators_for(pool, slices=slices, rows_per_batch=batch_rows):
+        for evaluator in evaluators_for(pool, slice_by=slices):
             task = progress.add_task(f"evaluating {evaluator.name}", total=len(pool))
             evaluation = ask(
                 evaluator,
@@ -245,6 +251,7 @@ def evaluate(
                 opened.tokenizer,
                 opened.place,
                 lambda done, total, task=task: progress.update(task, completed=done, total=total),
+                stop_ids=opened.stop_ids,
             )
             summary |= {evaluator.name: evaluation.summary()}
             for row in evaluation.rows:

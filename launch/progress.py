@@ -48,7 +48,9 @@ class LiveWatch:
         self._update(f"evaluating {name}", done, total)
 
     def recorded(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        note = f"loss {metrics['loss_nats']:.4f} nats  {timing['tokens_per_s']:,.0f} trained tokens/s"
+        note = (
+            f"loss {metrics['loss_nats']:.4f} nats  {timing['tokens_per_s']:,.0f} trained tokens/s"
+        )
         if "mfu" in timing:
             note += f"  MFU {timing['mfu']:.1%}"
         total = self._progress.tasks[self._tasks["steps"]].total if "steps" in self._tasks else 0

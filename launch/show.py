@@ -70,7 +70,7 @@ def cost_table(prepared: Prepared) -> Table:
     """Give FLOPs and memory of the training step as XLA's compiler plans it for one CPU device."""
     experiment = prepared.experiment
     learner, frozen = jax.eval_shape(
-        lambda p, k: start_of(experiment.update(), p, k),
+        lambda p, k: start_of(experiment.tuning, experiment.optimizer, p, k),
         prepared.model.abstract(),
         jax.eval_shape(lambda: jax.random.key(0)),
     )

@@ -64,7 +64,8 @@ def affordable_clock(
         curriculum.rows_to_score(len(flops_X), round_) for round_ in range(curriculum.rounds)
     )
     return vary(
-        clock, {"steps": curriculum.budget.steps(clock.steps, flops, rows * float(np.mean(flops_X)))}
+        clock,
+        {"steps": curriculum.budget.steps(clock.steps, flops, rows * float(np.mean(flops_X)))},
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,14 @@ from research.report.writers import Record
 from research.score.pool import score_pool
 from research.train.prepare import Prepared
 from research.train.profile import profiled
-from research.train.step import Step, compile_step, initialise, structure_of
+from research.train.step import (
+    Step,
+    abstractly,
+    compile_reset,
+    compile_step,
+    initialise,
+    structure_of,
+)
 
 Rows = list[list[int]]
 
@@ -103,22 +110,18 @@ def train(
 def begin(prepared: Prepared, store: Store) -> tuple[State, bool]:
     """Start from the newest checkpoint, or from the experiment's weights: (state, resumed)."""
     experiment, pool = prepared.experiment, prepared.pool
-    params = prepared.params()
     learner, frozen = initialise(
-        prepared.model,
         prepared.place,
         experiment.update(),
-        params,
+        prepared.params(),
         experiment.seed_of("initialisation"),
     )
-    curriculum = experiment.curriculum.init(len(pool), pool.groups_X, pool.group_weights)
-    if not store.steps:
-        return State(learner=learner, frozen=frozen, curriculum=curriculum), False
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner
-    )
-    learner, arrays = store.restore(abstract, source=prepared.source)
-    return State(learner=learner, frozen=frozen, curriculum=from_arrays(arrays)), True
+    if store.steps:
+        learner, arrays = store.restore(abstractly(learner), source=prepared.source)
+        return State(learner=learner, frozen=frozen, curriculum=from_arrays(arrays)), True
+    groups = (pool.groups_X, pool.group_weights) if experiment.data.weighted else ()
+    curriculum = experiment.curriculum.init(len(pool), *groups)
+    return State(learner=learner, frozen=frozen, curriculum=curriculum), False
 
 
 def open_round(
@@ -158,12 +161,9 @@ def open_round(
 
 
 def reset_optimizer(prepared: Prepared, learner: Learner) -> Learner:
-    """Give the learner a fresh optimiser state, in the same shardings."""
-    init = jax.jit(
-        prepared.experiment.optimizer.init,
-        out_shardings=jax.tree.map(lambda x: x.sharding, learner.optimizer),
-    )
-    return dataclasses.replace(learner, optimizer=init(learner.trainable))
+    """Give the learner a fresh optimiser state."""
+    reset = compile_reset(prepared.experiment.optimizer, structure_of(learner))
+    return dataclasses.replace(learner, optimizer=reset(learner.trainable))
 
 
 def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
@@ -284,7 +284,13 @@ def evaluate_all(
     for evaluator in prepared.experiment.evaluators:
         progress = functools.partial(watch.evaluating, evaluator.name)
         evaluation = evaluate(
-            evaluator, prepared.model, params, prepared.tokenizer, prepared.place, progress
+            evaluator,
+            prepared.model,
+            params,
+            prepared.tokenizer,
+            prepared.place,
+            progress,
+            stop_ids=prepared.stop_ids,
         )
         record.evaluation(int(state.learner.step), evaluation)
         values |= {f"{evaluator.name}/{k}": v.value for k, v in evaluation.metrics.items()}
@@ -330,5 +336,3 @@ class Stopwatch:
         now = time.perf_counter()
         self.laps[name] = now - self._last
         self._last = now
-
-

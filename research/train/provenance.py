@@ -45,7 +45,9 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
         refused = [line for line in changed if not line.startswith(MAY_DIFFER)]
         if refused:
             raise OtherRunError(
-                f"{workdir} holds another experiment:\n  " + "\n  ".join(refused) + "\nGive another "
+                f"{workdir} holds another experiment:\n  "
+                + "\n  ".join(refused)
+                + "\nGive another "
                 "--workdir, or the experiment as it was (clock and layout may differ)"
             )
     write_atomically(file, json.dumps(described, indent=2) + "\n")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.layout import Placement
-from research.core.protocols import Model, Tree
+from research.core.protocols import Model, Optimizer, Tree, Tuning
 from research.core.records import Batch, Learner, Report, Total
 from research.experiment import Update
 from research.optimizers.clipping import clip
@@ -18,23 +18,41 @@ from research.optimizers.clipping import clip
 Step = Callable[..., tuple[Learner, Report]]
 
 
-def initialise(model: Model, place: Placement, update: Update, params: Tree, seed: int) -> tuple:
+def initialise(place: Placement, update: Update, params: Tree, seed: int) -> tuple[Learner, Tree]:
     """Split parameters and start the optimiser: (learner, frozen), each leaf in its sharding.
 
     The given parameters are donated: they live on as `frozen`, or inside the learner.
     """
-    key = jax.random.key(seed)
-    start = functools.partial(_start, update)
-    learner, frozen = jax.eval_shape(start, params, key)
-    shardings = (place.weights(learner), place.weights(frozen))
-    return jax.jit(start, donate_argnums=0, out_shardings=shardings)(params, key)
+    shapes = _hashable(params)
+    return _compile_start(place, update.tuning, update.optimizer, shapes)(
+        params, jax.random.key(seed)
+    )
 
 
-def _start(update: Update, params: Tree, key: jax.Array) -> tuple[Learner, Tree]:
-    trainable, frozen = update.tuning.split(params, key)
-    optimizer = update.optimizer.init(trainable)
-    zero = jnp.int32(0)
-    return Learner(step=zero, withheld=zero, trainable=trainable, optimizer=optimizer), frozen
+@functools.lru_cache(maxsize=8)
+def _compile_start(place: Placement, tuning: Tuning, optimizer: Optimizer, shapes: Any) -> Callable:
+    treedef, leaves = shapes
+    params = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf[:2]) for leaf in leaves])
+    start = functools.partial(start_of, tuning, optimizer)
+    abstract = jax.eval_shape(start, params, jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.jit(start, donate_argnums=0, out_shardings=place.weights(abstract))
+
+
+@functools.lru_cache(maxsize=8)
+def compile_reset(optimizer: Optimizer, structure: Any) -> Callable[[Tree], Tree]:
+    """Give the program that makes a fresh optimiser state, in the shardings of the old one."""
+    treedef, leaves = structure
+    learner = jax.tree.unflatten(treedef, [sharding for _, _, sharding in leaves])
+    return jax.jit(optimizer.init, out_shardings=learner.optimizer)
+
+
+def start_of(
+    tuning: Tuning, optimizer: Optimizer, params: Tree, key: jax.Array
+) -> tuple[Learner, Tree]:
+    """Give (learner, frozen) at step 0; pure, so that it also works abstractly."""
+    trainable, frozen = tuning.split(params, key)
+    zero, state = jnp.int32(0), optimizer.init(trainable)
+    return Learner(step=zero, withheld=zero, trainable=trainable, optimizer=state), frozen
 
 
 @functools.lru_cache(maxsize=8)
@@ -47,20 +65,36 @@ def compile_step(model: Model, place: Placement, structure: Any) -> Step:
     learner is donated and comes back in the same shardings.
 
     Args:
-      structure: `abstract_learner(learner)`: hashable shapes, dtypes and shardings.
+      structure: `structure_of(learner)`: its shapes, dtypes and shardings, hashable.
     """
     treedef, leaves = structure
     shardings = jax.tree.unflatten(treedef, [sharding for _, _, sharding in leaves])
     return jax.jit(
-        functools.partial(_step, model),
+        step_program(model),
         donate_argnums=0,
         out_shardings=(shardings, place.replicated),
     )
 
 
+def abstractly(learner: Learner) -> Learner:
+    """Give shapes, dtypes and shardings of a learner, without its values."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learner
+    )
+
+
+def step_program(model: Model) -> Step:
+    """Give the step of a model, not compiled."""
+    return functools.partial(_step, model)
+
+
 def structure_of(learner: Learner) -> Any:
     """Give what a learner looks like, without its values, as something that hashes."""
-    leaves, treedef = jax.tree.flatten(learner)
+    return _hashable(learner)
+
+
+def _hashable(tree: Tree) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
     return treedef, tuple((leaf.shape, str(leaf.dtype), leaf.sharding) for leaf in leaves)
 
 
@@ -142,4 +176,3 @@ def _cut(x: jax.Array, count: int) -> jax.Array:
 def _join(x: jax.Array) -> jax.Array:
     """Undo `_cut`: rows come back in the batch's order."""
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
