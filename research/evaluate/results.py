@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ class Evaluation:
     rows: tuple[Mapping[str, Any], ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """Give everything but the rows, as JSON."""
+        """Give everything but the rows as JSON, which has null for what is not finite."""
         return {
             "name": self.name,
             "metrics": _described(self.metrics),
@@ -48,4 +49,10 @@ class Evaluation:
 
 
 def _described(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: dataclasses.asdict(estimate) for name, estimate in metrics.items()}
+    return {
+        name: {
+            key: None if isinstance(number, float) and not math.isfinite(number) else number
+            for key, number in dataclasses.asdict(estimate).items()
+        }
+        for name, estimate in metrics.items()
+    }

@@ -20,11 +20,15 @@ from research.report.runs import Arm, read_arms
 
 
 def report(paths: Sequence[Path], out: Path, control: str | None = None) -> RenderableType:
-    """Write `out` (one HTML file, its PNGs beside it) and give what a terminal shows.
+    """Write `out/report.html` (one file that needs no other) with its PNGs beside it.
 
     Args:
       paths: run directories, or folders that hold some.
-      control: the arm that the others are compared with; None: the first one found.
+      out: a folder, made where it is missing.
+      control: the arm that the others are compared with; None: the one that was begun first.
+
+    Returns:
+      What a terminal shows: the findings and the tables of arms.
 
     Raises:
       ValueError: no run is there, a file is malformed, or no arm is called `control`.
@@ -38,9 +42,9 @@ def report(paths: Sequence[Path], out: Path, control: str | None = None) -> Rend
     document = compose(arms, control)
     for section in document.sections:
         for plot in section.plots:
-            write_whole(out.with_name(f"{plot.name}.png"), plot.png)
-    write_whole(out, render(document).encode())
-    return terminal(document, out)
+            write_whole(out / f"{plot.name}.png", plot.png)
+    write_whole(out / "report.html", render(document).encode())
+    return terminal(document, out / "report.html")
 
 
 def compose(arms: Sequence[Arm], control: str) -> Document:
@@ -138,13 +142,13 @@ def _plot(name: str, png: bytes | None, caption: str) -> Plot | None:
     return None if png is None else Plot(name=name, png=png, caption=caption)
 
 
-def terminal(document: Document, out: Path) -> RenderableType:
+def terminal(document: Document, page: Path) -> RenderableType:
     """Give the findings, the tables of arms and where the page is, for a terminal."""
     parts: list[RenderableType] = [Text(document.title, style="bold"), Text(document.subtitle)]
     for section in document.sections[:2]:
         parts += [Padding(Text(sentence), (1, 0, 0, 2)) for sentence in section.sentences]
         parts += [Padding(_rich(table), (1, 0, 0, 2)) for table in section.tables]
-    parts.append(Padding(Text(f"Written: {out}"), (1, 0, 0, 0)))
+    parts.append(Padding(Text(f"Written: {page}"), (1, 0, 0, 0)))
     return Group(*parts)
 
 

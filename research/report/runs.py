@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class Run:
     def seed(self) -> int:
         """The replicate's seed."""
         return int(self.experiment["seed"])
+
+    @property
+    def begun(self) -> str:
+        """When it was started first, as ISO text; empty where that was not written."""
+        return str(self.starts[0].get("started", "")) if self.starts else ""
 
     @property
     def planned_steps(self) -> int | None:
@@ -138,14 +143,15 @@ class Arm:
 
 
 def read_arms(paths: Sequence[Path]) -> list[Arm]:
-    """Read every run directory at or under `paths`, grouped by arm, in the order of `paths`.
+    """Read every run directory at or under `paths`, grouped by arm.
+
+    Arms come in the order of `paths`, and under one path in the order in which they were begun.
 
     Raises:
       ValueError: there is none, a file is malformed, or an arm has the same seed twice.
     """
     arms: dict[str, dict[int, Run]] = {}
-    for folder in _folders(paths):
-        run = read_run(folder)
+    for run in _runs(paths):
         seeds = arms.setdefault(run.arm, {})
         if run.seed in seeds:
             raise ValueError(
@@ -156,16 +162,18 @@ def read_arms(paths: Sequence[Path]) -> list[Arm]:
     return [Arm(name, tuple(seeds[seed] for seed in sorted(seeds))) for name, seeds in arms.items()]
 
 
-def _folders(paths: Sequence[Path]) -> Iterable[Path]:
-    found: dict[Path, None] = {}
+def _runs(paths: Sequence[Path]) -> Iterator[Run]:
+    """Read each run directory once."""
+    seen: set[Path] = set()
     for path in paths:
-        files = sorted(path.glob("**/experiment.json"))
-        if not files:
+        folders = [file.parent.resolve() for file in sorted(path.glob("**/experiment.json"))]
+        if not folders:
             raise ValueError(
                 f"{path}: no run directory is there or below it; expected an experiment.json"
             )
-        found |= {file.parent.resolve(): None for file in files}
-    return found
+        runs = [read_run(folder) for folder in folders if folder not in seen]
+        seen.update(folders)
+        yield from sorted(runs, key=lambda run: (run.begun, str(run.path)))
 
 
 def read_run(folder: Path) -> Run:

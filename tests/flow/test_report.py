@@ -47,7 +47,8 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
     experiment = {"name": arm, "seed": seed, "clock": {"steps": STEPS}}
     (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
     start = {"git": {"commit": "0123456789abcdef", "diff": "x"}, "devices": ["cpu:0", "cpu:1"]}
-    (workdir / "run.json").write_text(json.dumps([start]))
+    begun = {"random": 0, "edco": 1}.get(arm, 2)  # the control was begun first
+    (workdir / "run.json").write_text(json.dumps([{**start, "started": f"2026-01-0{begun + 1}"}]))
     record.evaluation(0, evaluation_of(0.05, rng))
     score, scoring = rng.normal(2.0, 0.5, POOL), 0.0
     for step in range(0, stop, CYCLE):
@@ -98,8 +99,8 @@ def show(renderable) -> str:
 @pytest.fixture(scope="module")
 def reported(runs, tmp_path_factory) -> tuple[Path, str]:
     """The page, and what the terminal shows."""
-    out = tmp_path_factory.mktemp("page") / "below" / "report.html"
-    return out, show(report([runs], out, control="random"))
+    out = tmp_path_factory.mktemp("page") / "below"
+    return out / "report.html", show(report([runs], out, control="random"))
 
 
 def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
@@ -120,9 +121,10 @@ def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
 
 def test_the_same_runs_make_the_same_page(tmp_path):
     make_run(tmp_path, "edco", 3, gain=0.0, scored=True, stop=6)
-    for name in ("first.html", "second.html"):
+    for name in ("first", "second"):
         report([tmp_path], tmp_path / name)
-    assert (tmp_path / "first.html").read_bytes() == (tmp_path / "second.html").read_bytes()
+    first, second = (tmp_path / name / "report.html" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_the_findings_say_what_the_numbers_say(reported):
@@ -153,10 +155,15 @@ def test_the_tables_hold_the_means_of_the_runs(runs, reported):
     assert re.search(r"edco 24 192 \d+ 7\.2 k \d+ G \d+ % 12 s", text)
 
 
-def test_every_comparison_is_corrected_and_the_first_arm_is_the_default_control(runs):
-    arms = read_arms([runs / "random", runs / "edco", runs / "lora", runs / "uniform"])
+def test_arms_come_in_the_order_of_paths_and_then_as_they_were_begun(runs):
+    assert [arm.name for arm in read_arms([runs])] == ["random", "edco", "lora", "uniform"]
+    chosen = read_arms([runs / "lora", runs])
+    assert [arm.name for arm in chosen] == ["lora", "random", "edco", "uniform"]
+
+
+def test_every_comparison_is_corrected(runs):
+    arms = read_arms([runs])
     standings = {s.arm: s for s in compare(arms, arms[0].name)}
-    assert arms[0].name == "random"
     assert standings["random"].difference is None
     assert all(standings[a].corrected >= standings[a].difference.p for a in ("edco", "lora"))
     assert standings["uniform"].difference.seeds == 2  # its first seed never finished
@@ -184,7 +191,7 @@ def test_a_yes_no_metric_of_one_seed_is_tested_by_mcnemar(tmp_path):
 def test_a_run_that_has_not_begun_is_shown_as_such(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "experiment.json").write_text('{"experiment": {"name": "new", "seed": 5}}')
-    text = show(report([tmp_path], tmp_path / "report.html"))
+    text = show(report([tmp_path], tmp_path))
     assert "nothing can be compared yet" in text
     assert "unfinished" in (tmp_path / "report.html").read_text()
 
@@ -193,27 +200,27 @@ def test_a_torn_last_line_is_left_out_and_said_and_any_other_is_an_error(tmp_pat
     workdir = make_run(tmp_path, "edco", 1, gain=0.0, scored=True, stop=12)
     whole = (workdir / "metrics.jsonl").read_text()
     (workdir / "metrics.jsonl").write_text(whole[:-20])
-    report([workdir], tmp_path / "report.html")
+    report([workdir], tmp_path)
     assert "seed-1/metrics.jsonl" in (tmp_path / "report.html").read_text()
     (workdir / "metrics.jsonl").write_text(whole[:30] + "\n" + whole)
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1: not JSON"):
-        report([workdir], tmp_path / "report.html")
+        report([workdir], tmp_path)
 
 
 def test_what_is_missing_or_twice_is_named(tmp_path):
     with pytest.raises(ValueError, match="no run directory"):
-        report([tmp_path], tmp_path / "report.html")
+        report([tmp_path], tmp_path)
     first = make_run(tmp_path / "x", "edco", 1, gain=0.0, scored=False, stop=3)
     make_run(tmp_path / "y", "edco", 1, gain=0.0, scored=False, stop=3)
     with pytest.raises(ValueError, match="seed 1 twice"):
-        report([tmp_path], tmp_path / "report.html")
+        report([tmp_path], tmp_path)
     with pytest.raises(ValueError, match="'nobody' is no arm"):
-        report([first], tmp_path / "report.html", control="nobody")
+        report([first], tmp_path, control="nobody")
 
 
 def test_names_cannot_break_the_page(tmp_path):
     make_run(tmp_path, "<b>bold & loud", 2, gain=0.0, scored=True, stop=6)
-    report([tmp_path], tmp_path / "report.html")
+    report([tmp_path], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "<b>bold" not in page
     assert "&lt;b&gt;bold &amp; loud" in page
