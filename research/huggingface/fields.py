@@ -51,6 +51,7 @@ class Fields:
     def __init__(self, config: Mapping[str, Any], where: str):
         self.where = where
         self._config = config
+        self._taken: set[str] = set()
         self._left = {name for name, value in config.items() if value is not None} - HARMLESS
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
@@ -59,6 +60,7 @@ class Fields:
         Raises:
           ValueError: the field is required and absent.
         """
+        self._taken.add(name)
         self._left.discard(name)
         value = self._config.get(name, default)
         if value is REQUIRED or (value is None and default is REQUIRED):
@@ -84,7 +86,7 @@ class Fields:
             raise ValueError(f"{self.where} asks for what is not supported: {'; '.join(problems)}")
 
     def _advice(self, name: str) -> str:
-        known = sorted({*self._config, *NEUTRAL, *HARMLESS} - self._left)
+        known = sorted({*self._taken, *NEUTRAL, *HARMLESS})
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return (
