@@ -98,7 +98,7 @@ def score_pool(
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
     shards = place.num_row_shards
     rows = -(-rows_per_batch // shards) * shards
-    score_X = np.full(len(views.lengths_X), np.nan, np.float32)
+    score_X = np.full(len(views.longest), np.nan, np.float32)
     pending: list[tuple[np.ndarray, Array]] = []
     done = 0
 
@@ -111,7 +111,7 @@ def score_pool(
             if watch is not None:
                 watch(done, len(ids))
 
-    for batch_ids, bucket in batches_of(views.lengths_X, ids, rows, buckets):
+    for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
         batches = tuple(
             single_batch([view[x] for x in batch_ids], batch_ids, rows, bucket)
             for view in views.examples
@@ -128,7 +128,7 @@ def score_pool(
         score_N=score_X[ids],
         cost=Cost(
             rows=len(ids),
-            prefill_tokens=int(views.token_counts()[:, ids].sum()),
+            prefill_tokens=int(views.counts[:, ids].sum()),
             generated_tokens=prefix * len(ids) * len(views.examples),
             flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum()),
             seconds=time.perf_counter() - start,

@@ -89,7 +89,7 @@ def _token_lists(
     """Give loss and entropy of every token but the first of each example."""
     lists = {}
     rows = -(-rows_per_batch // place.num_row_shards) * place.num_row_shards
-    for batch_ids, bucket in batches_of(fed.lengths_X, ids, rows, None):
+    for batch_ids, bucket in batches_of(fed.longest, ids, rows, None):
         examples = [fed.examples[0][x] for x in batch_ids]
         batch = single_batch(examples, batch_ids, rows, bucket)
         batch = jax.device_put(batch, place.batch(batch))

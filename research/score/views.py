@@ -20,23 +20,24 @@ class Views:
 
     Attributes:
       examples: for each declared view, the pool in that view.
-      lengths_X: tokens of each example's longest view.
+      counts: tokens of each view of each example.
     """
 
     examples: tuple[tuple[Example, ...], ...]
-    lengths_X: Int[np.ndarray, " X"]
+    counts: Int[np.ndarray, "views X"]
 
-    def token_counts(self) -> Int[np.ndarray, "views X"]:
-        """Give the tokens of each view of each example."""
-        return np.array([[len(example.tokens) for example in view] for view in self.examples])
+    @property
+    def longest(self) -> Int[np.ndarray, " X"]:
+        """Give the tokens of each example's longest view."""
+        return self.counts.max(axis=0)
 
 
 def render_views(estimator: Estimator, pool: Pool) -> Views:
     """Show the whole pool in the estimator's views; they never change, so once a run is enough."""
     everyone = range(len(pool))
     examples = tuple(tuple(pool.views(everyone, view)) for view in estimator.views)
-    views = Views(examples=examples, lengths_X=np.zeros(len(pool), np.int64))
-    return dataclasses.replace(views, lengths_X=views.token_counts().max(axis=0))
+    counts = np.array([[len(example.tokens) for example in view] for view in examples])
+    return Views(examples=examples, counts=counts)
 
 
 def scoring_flops(
@@ -48,7 +49,7 @@ def scoring_flops(
     A forward pass over every view; where tokens are generated, over view and prefix together, with
     predictions at the prefix alone.
     """
-    counts = views.token_counts()
+    counts = views.counts
     if estimator.new_tokens is None:
         return np.zeros(counts.shape[1])
     if estimator.new_tokens == 0:

@@ -238,6 +238,28 @@ def test_rescoring_a_fraction_takes_the_oldest_scores_first(fraction, seed):
     assert (state.scored_rows, state.scoring_flops) == (rows, 5.0 * rows)
 
 
+def test_which_of_equally_old_scores_are_renewed_depends_on_seed_and_round():
+    curriculum = edco(rounds=3, rescore_fraction=0.5)
+    state = opened(curriculum)
+    chosen = [curriculum.ids_to_score(state, *args) for args in ((1, 0), (1, 1), (2, 0))]
+    assert not np.array_equal(chosen[0], chosen[1])
+    assert not np.array_equal(chosen[0], chosen[2])
+
+
+@pytest.mark.parametrize("name", ["random", "round_wise_random", "edco"])
+def test_every_epoch_is_shuffled_anew(name):
+    state = opened(PRESETS[name], size=97)
+    ids, _ = PRESETS[name].plan(state, 2 * len(state.queue), 0)
+    first, second = np.split(ids, 2)
+    assert not np.array_equal(first, second)
+
+
+def test_the_control_draws_anew_each_round():
+    rounds = [opened(PRESETS["round_wise_random"], n, size=97).selection() for n in (1, 2, 3)]
+    assert not np.array_equal(rounds[0], rounds[1])
+    assert not np.array_equal(rounds[1], rounds[2])
+
+
 def test_a_score_that_is_not_finite_is_refused():
     curriculum = edco()
     state = curriculum.init(SIZE)
