@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,13 +70,13 @@ def save(
     config = _config(family, model, origin or {}, dtype)
     _require_plain(params)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         _write_json(temporary / "config.json", config)
         _write_generation(temporary, config, source)
         copy_tokenizer(tokenizer_folder or source, temporary)
         _write_weights(temporary, family, model, params, np.dtype(dtype), max_shard_bytes)
-        temporary.chmod(0o755)
         temporary.replace(folder)
     except BaseException:
         shutil.rmtree(temporary)
@@ -151,6 +151,7 @@ def _write_weights(
             for tensor in shard
         }
         save_file(arrays, folder / name, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / name)  # the library makes it private
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
         count = sum(int(np.prod(tensor.shape)) for tensor in tensors)
