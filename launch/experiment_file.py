@@ -23,7 +23,7 @@ def load_module(path: Path) -> ModuleType:
     """
     if not path.is_file():
         raise ExperimentFileError(
-            f"no experiment file {path.absolute()}; give the path of a Python file with get_config()"
+            f"no experiment file {path.absolute()}; give a Python file with get_config()"
         )
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -67,8 +67,8 @@ def load_sweep(
     doubled = sorted({run for run in runs if runs.count(run) > 1})
     if not experiments or doubled:
         raise ExperimentFileError(
-            f"{path}: {generator}() gives {len(experiments)} experiments; runs {doubled} share name and "
-            "seed, which name their folders: tell them apart"
+            f"{path}: {generator}() gives {len(experiments)} experiments; {doubled} share name "
+            "and seed, which name their folders: tell them apart"
         )
     return experiments
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from research.huggingface.peft import write_adapter
 from rich.console import Console
 
 from research.checkpoint import CheckpointError, Store
@@ -20,6 +19,7 @@ from research.core.records import Batch
 from research.experiment import Experiment
 from research.huggingface.export import save
 from research.huggingface.folder import load
+from research.huggingface.peft import write_adapter
 from research.models.compute import Compute
 from research.models.transformer import Transformer
 from research.train.prepare import describe_source, resolve_model

@@ -22,8 +22,9 @@ from research.curriculum.estimators.prefix_entropy import PrefixEntropy
 from research.curriculum.estimators.teacher_forced_entropy import TeacherForcedEntropy
 from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
 from research.data.batches import single_batch
-from research.data.examples import Example
+from research.data.examples import Example, RowError
 from research.data.pool import Data, Pool, open_pool
+from research.data.rows import render
 from research.data.sources import Jsonl, Parquet
 from research.data.tokenizer import Tokenizer, open_tokenizer
 from research.evaluate.choose import evaluators_for
@@ -81,6 +82,32 @@ def open_rows(
         needs_no_text=opened.tokenizer is None,
     )
     return open_pool(data, opened.tokenizer, vocab_size=opened.model.arch.vocab_size)
+
+
+def open_prompts(
+    path: Path, opened: Opened, *, row_tokens: int | None, truncate: bool
+) -> list[Example]:
+    """Read every row of a file up to where its answer starts; answers need not be there.
+
+    Raises:
+      ValueError: a row cannot be used, or is too long and `truncate` was not asked for; then its
+        end is kept, for that is what is continued.
+    """
+    rows, limit = source_of(path).open(), row_tokens or opened.model.arch.max_positions
+    prompts = []
+    for index in range(len(rows)):
+        where = rows.where(index)
+        try:
+            shown = render(rows[index], opened.tokenizer, View(content="prompt"), where=where)
+        except RowError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if len(shown.tokens) > limit and not truncate:
+            raise ValueError(
+                f"{where}: the prompt has {len(shown.tokens)} tokens, the limit is {limit}; give "
+                "--truncate to keep its end, or raise --row-tokens"
+            )
+        prompts.append(dataclasses.replace(shown, tokens=shown.tokens[-limit:]))
+    return prompts
 
 
 def source_of(path: Path) -> Source:
@@ -159,8 +186,7 @@ def generate(
     )
     opened = open_all(model, adapter, dtype)
     if data is not None:
-        pool = open_rows(data, opened, row_tokens=row_tokens, truncate=truncate, rows=batch_rows)
-        prompts = pool.views(range(len(pool)), View(content="prompt"))
+        prompts = open_prompts(data, opened, row_tokens=row_tokens, truncate=truncate)
     else:
         prompts = [plain_prompt(prompt, opened.tokenizer)]
     stops = () if ignore_eos else opened.stop_ids

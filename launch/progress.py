@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line, and a line a cycle where nobody watches."""
+"""What a person sees while a run goes on: live bars, or a line a cycle in a log."""
 
 from __future__ import annotations
 

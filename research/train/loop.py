@@ -91,7 +91,7 @@ def train(
             state, report = run_cycle(prepared, step, state, cycle, rows, profile, workdir)
             clock.lap("steps_s")
             metrics = summarise(cycle, report)
-            record_order(record, cycle, rows)
+            record_order(record, cycle, rows, report)
             record.metrics(cycle.last, metrics)
             refuse_non_finite(prepared, state, cycle, report, record, store)
             scores = evaluate_all(prepared, state, record, watch) if cycle.evaluates else {}
@@ -231,10 +231,13 @@ def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
         yield jax.device_put(batch, place.batch(batch))
 
 
-def record_order(record: Record, cycle: Cycle, rows: Rows) -> None:
-    """Write down which examples each step saw."""
+def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> None:
+    """Write down which examples each step saw, and the loss that each of them had."""
+    loss_BZ = report.rows["loss_nats"] / np.maximum(report.rows["tokens"], 1)
+    losses = iter(loss_BZ.tolist())
     for number, step_rows in steps_of(cycle, rows):
         record.order(number, cycle.round, step_rows)
+        record.losses(number, [next(losses)[: len(row)] for row in step_rows])
 
 
 def summarise(cycle: Cycle, report: Report) -> dict[str, Any]:

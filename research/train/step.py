@@ -1,4 +1,4 @@
-"""One optimiser update, on devices only: micro-batches summed, divided once, withheld if not finite."""
+"""One optimiser update, on devices only: summed, divided once, withheld if not finite."""
 
 from __future__ import annotations
 
