@@ -29,7 +29,7 @@ def open_model(
     model = Transformer(opened.architecture, place, compute)
     params = load(opened, model)
     if adapter is not None:
-        tuning, trainable = read_adapter(adapter, model)
+        tuning, trainable = read_adapter(adapter, model, params)
         params = tuning.join(trainable, params)
     has_tokenizer = any((opened.path / name).is_file() for name in TOKENIZER_ALONE)
     return model, params, opened.path if has_tokenizer else None

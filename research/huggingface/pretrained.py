@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from research.core.parts import part, require
 from research.huggingface.export import TOKENIZER_FILES
@@ -67,7 +68,7 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
     Only configs, safetensors and tokenizer files are fetched: no pickles and no code.
 
     Raises:
-      FileNotFoundError: it is neither a folder nor the form of a hub id.
+      FileNotFoundError: it is neither a folder nor a hub id that can be fetched.
       ValueError: a revision is asked of a local folder.
     """
     path = Path(folder)
@@ -82,14 +83,19 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
         raise FileNotFoundError(
             f"{folder} is not a folder, nor a hub id (owner/name); give the path of a model folder"
         )
-    return Path(
-        snapshot_download(
+    try:
+        fetched = snapshot_download(
             str(folder),
             revision=revision,
             allow_patterns=list(_WANTED),
             ignore_patterns=list(_UNWANTED),
         )
-    )
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{folder} is not a folder here, and as a hub id it cannot be fetched ({error}); "
+            "correct the path, or the id and revision, or log in to the hub for a gated model"
+        ) from error
+    return Path(fetched)
 
 
 def fingerprint(folder: str | Path) -> str:

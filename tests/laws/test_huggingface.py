@@ -16,19 +16,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from configs import layouts, models
 from research.core.layout import Layout
-from research.huggingface import export
+from research.huggingface import export, pretrained
 from research.huggingface.export import save
 from research.huggingface.family import foreign_shape, from_foreign, to_foreign
 from research.huggingface.folder import load, open_folder
+from research.huggingface.open import open_model
+from research.huggingface.peft import write_adapter
 from research.huggingface.pretrained import Pretrained, fingerprint, locate
 from research.models.compute import Compute
 from research.models.rope import Rope
 from research.models.transformer import Transformer, parameter_count
+from research.tuning.lora import Lora
 
 SIZES = {"V": 11, "D": 6, "K": 4, "G": 3, "H": 8, "F": 10}
 PLAIN = {
@@ -294,6 +299,57 @@ def test_a_missing_shard_config_or_folder_is_named(tmp_path):
         locate(tmp_path / "absent")
     with pytest.raises(ValueError, match="revision='main'"):
         Pretrained(folder=str(tmp_path / "m"), revision="main").resolve()
+
+
+def test_a_hub_id_fetches_no_pickle_and_no_code(tmp_path, monkeypatch):
+    write_folder(tmp_path / "m")
+    asked = {}
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path / "m")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", fetch)
+    resolved = Pretrained(folder="someone/something", revision="abc").resolve()
+    assert resolved.fingerprint == fingerprint(tmp_path / "m")
+    assert (asked["name"], asked["revision"]) == ("someone/something", "abc")
+    files = ["model-00001-of-00002.safetensors", "config.json", "merges.txt", "tokenizer.model"]
+    unwanted = ["pytorch_model.bin", "modeling.py", "consolidated.safetensors", "original/a.json"]
+    allowed = [name for name in files + unwanted if is_asked_for(name, asked)]
+    assert allowed == files
+
+
+def is_asked_for(name: str, asked: dict[str, Any]) -> bool:
+    """Whether the hub's client would fetch a file."""
+    patterns = (asked["allow_patterns"], asked["ignore_patterns"])
+    return bool(
+        list(filter_repo_objects([name], allow_patterns=patterns[0], ignore_patterns=patterns[1]))
+    )
+
+
+def test_a_hub_id_that_cannot_be_fetched_names_both_remedies(monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError, match=r"runs/typo is not a folder here.*offline"):
+        locate("runs/typo")
+
+
+def test_an_opened_adapter_is_low_rank_leaves_over_the_folder(tmp_path):
+    model, params = write_folder(tmp_path / "m")
+    tuning = Lora(rank=3, alpha=5.0, targets=("query_D_KGH", "down_F_D"))
+    factors, _ = tuning.split(params, jax.random.key(0))
+    factors = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.25, factors)
+    write_adapter(tmp_path / "adapter", model, tuning, factors)
+    expected = tuning.join(factors, params)
+    opened, read, tokenizer = open_model(
+        tmp_path / "m", adapter=tmp_path / "adapter", compute=model.compute, place=model.place
+    )
+    assert (opened, tokenizer) == (model, None)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, expected))
+    (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    assert open_model(tmp_path / "m", compute=model.compute, place=model.place)[2] == tmp_path / "m"
 
 
 def test_shards_keep_their_limit_and_hold_every_tensor_once(tmp_path):
