@@ -162,18 +162,22 @@ class Lora:
 
         return self._replace(trainable, frozen, add)
 
-    def scale_of(self, path: Path) -> tuple[int, Any]:
-        """Give (rank, scale) of the target at `path`."""
+    def rank_and_alpha(self, path: Path) -> tuple[int, Any]:
+        """Give the rank and alpha of the target at `path`."""
         rank, alpha = self.rank, self.alpha
         for override in self.overrides:
             if means(override.target, path):
                 rank = override.rank
                 alpha = self.alpha if override.alpha is None else override.alpha
-        return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
+        return rank, alpha
+
+    def scale(self, rank: int, alpha: Any) -> Any:
+        """Give the factor on A B."""
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def _draw(self, path: Path, base: Any, key: jax.Array) -> dict[str, jax.Array]:
         """Make A and B of one target, with the stacks of its weight."""
-        axes, rank = axes_of(path[-1]), self.scale_of(path)[0]
+        axes, rank = axes_of(path[-1]), self.rank_and_alpha(path)[0]
         a_name, b_name = factor_names(axes)
         num_outputs = len(axes.outputs)
         outputs = base.shape[base.ndim - num_outputs :]
@@ -192,7 +196,7 @@ class Lora:
         for path in sorted({path[:-1] for path in factors}):
             axes = axes_of(path[-1])
             a_name, b_name = factor_names(axes)
-            b = factors[*path, b_name] * self.scale_of(path)[1]
+            b = factors[*path, b_name] * self.scale(*self.rank_and_alpha(path))
             leaves[path] = leaf(path, leaves[path], axes, factors[*path, a_name], b)
         return unflatten_dict(leaves)
 

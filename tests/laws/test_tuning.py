@@ -206,14 +206,15 @@ def test_the_scale_is_alpha_over_rank_or_over_its_root(rslora, rank, alpha, scal
     path = ("layers", "0", "ffw", "up_D_F")
     trained = factors(tuning, params())
     held = trained["layers"]["0"]["ffw"]["up_D_F"]
-    assert tuning.scale_of(path) == (rank, pytest.approx(scale))
+    assert tuning.rank_and_alpha(path) == (rank, alpha)
+    assert tuning.scale(rank, alpha) == pytest.approx(scale)
     merged = jax.jit(lambda t, f: t.merge(f, params()))(tuning, trained)["layers"]["0"]["ffw"][
         "up_D_F"
     ]
     delta = scale * np.einsum("ldr,lrf->ldf", held["a_D_R"], held["b_R_F"])
     base = params()["layers"]["0"]["ffw"]["up_D_F"]
     np.testing.assert_allclose(merged - base, delta, rtol=0, atol=ONE_PRODUCT)
-    assert tuning.scale_of(("layers", "0", "ffw", "gate_D_F"))[0] == 6
+    assert tuning.rank_and_alpha(("layers", "0", "ffw", "gate_D_F")) == (6, 7.0)
 
 
 def test_no_field_is_dead():
