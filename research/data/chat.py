@@ -76,7 +76,7 @@ def compose_chat(
 def _require_answer(messages: Messages) -> None:
     said = (m.get("content") or m.get("tool_calls") for m in messages if m["role"] == "assistant")
     if not any(said):
-        raise RowError("nothing trained", "no assistant turn says anything")
+        raise RowError("empty after masking", "no assistant turn says anything")
 
 
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:

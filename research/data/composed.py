@@ -45,6 +45,7 @@ def tokenize(
             tokens = np.asarray(row.ids, np.int32)
             trained = np.full(tokens.shape, view.content != "prompt")
         else:
+            assert tokenizer is not None, "compose refuses text where there is no tokenizer"
             ids, spans = next(encoded)
             trained = trained_tokens(spans, row.spans, len(row.text))
             tokens, trained = _with_specials(row, ids, trained, tokenizer)
@@ -79,8 +80,8 @@ def trained_tokens(
 def _with_specials(
     row: Composed, ids: Sequence[int], trained: np.ndarray, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    before = [tokenizer.bos_id] if row.bos else []
-    after = [tokenizer.eos_id] if row.eos else []
+    before = [tokenizer.bos_id] if row.bos and tokenizer.bos_id is not None else []
+    after = [tokenizer.eos_id] if row.eos and tokenizer.eos_id is not None else []
     return _joined([*before, *ids, *after], [False] * len(before), trained, [True] * len(after))
 
 
@@ -97,9 +98,11 @@ def answer_alone(
         before = [tokenizer.bos_id]
     else:
         before = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    answer = tokens[trained]
-    return _joined([*before, *answer], [False] * len(before), [True] * len(answer))
+    shown = [*before, *tokens[trained]]
+    return _joined(shown, np.arange(len(shown)) > 0)
 
 
-def _joined(tokens: Sequence[int], *marks: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(
+    tokens: Sequence[int], *marks: Sequence[bool] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(tokens, np.int32), np.concatenate(marks).astype(bool)

@@ -16,6 +16,8 @@ from research.data.tokenizer import Tokenizer
 
 # Dropped rows, and notes, that are shown; the others are counted.
 _NAMED = 8
+# Examples that are packed to see how well they pack: half a second's worth.
+_PACKED = 4_000
 
 
 def overview(pool: Pool) -> RenderableType:
@@ -65,18 +67,16 @@ def length_table(pool: Pool) -> Table:
 
 
 def packing_efficiency(pool: Pool) -> float:
-    """Give the share of a batch's positions that hold a token, over the pool in its own order.
+    """Give the share of the positions of rows in use that hold a token.
 
-    The last batch, which the pool may not fill, counts only where it is the only one.
+    The pool's first examples are packed batch by batch, in their own order.
     """
-    data, queue = pool.data, list(range(len(pool)))
+    data, queue = pool.data, list(range(min(len(pool), _PACKED)))
     used = room = 0
     while queue:
-        rows, left = pack(queue, pool.lengths_X, data.rows, data.row_tokens, data.segments)
-        if left or not room:
-            used += sum(int(pool.lengths_X[x]) for row in rows for x in row)
-            room += data.rows * data.row_tokens
-        queue = left
+        rows, queue = pack(queue, pool.lengths_X, data.rows, data.row_tokens, data.segments)
+        used += sum(int(pool.lengths_X[x]) for row in rows for x in row)
+        room += sum(bool(row) for row in rows) * data.row_tokens
     return used / room
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,9 +19,9 @@ class _Lengths:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        length = int(self.lengths_X[self.ids[place]])
-        return {"tokens": np.zeros(length, np.int8), "place": np.int32(place)}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        length = int(self.lengths_X[self.ids[index]])
+        return {"tokens": np.zeros(length, np.int8), "place": np.int32(index)}
 
 
 def pack(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from research.data.tokenizer import Tokenizer
 
 # Rows tokenised in one call: large enough for the tokenizer's threads, small enough for memory.
 _CHUNK = 1_000
+
+Watch = Callable[[int, int], None]
 
 
 @part
@@ -141,13 +145,18 @@ class Pool:
         if view.content == "answer":
             shown = [answer_alone(e.tokens, e.trained, self.tokenizer) for e in chosen]
         else:
-            rendering = self.data.rendering
-            composed = [compose(e.row, self.tokenizer, view, rendering, e.id) for e in chosen]
+            composed = [self._composed(example, view) for example in chosen]
             shown = tokenize(composed, self.tokenizer, view)
         return [
             dataclasses.replace(example, tokens=tokens, trained=trained)
             for example, (tokens, trained) in zip(chosen, shown, strict=True)
         ]
+
+    def _composed(self, example: Example, view: View) -> Composed:
+        try:
+            return compose(example.row, self.tokenizer, view, self.data.rendering, example.id)
+        except RowError as error:
+            raise ValueError(f"{example.where}: cannot be shown as {view}: {error}") from error
 
 
 def _group_weights(data: Data, groups_X: np.ndarray) -> np.ndarray:
@@ -162,11 +171,19 @@ def _group_weights(data: Data, groups_X: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None = None) -> Pool:
+def open_pool(
+    data: Data,
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int | None = None,
+    watch: Watch | None = None,
+) -> Pool:
     """Read all sources into a pool; every row is kept or named in the census.
 
-    `vocab_size` is the model's: a row with a token beyond it is dropped, where an embedding look-up
-    would silently clamp.
+    Args:
+      vocab_size: the model's; a row with a token beyond it is dropped, where an embedding look-up
+        would silently clamp.
+      watch: called with (rows read, rows there are) of the source that is being read.
 
     Raises:
       ValueError: more than `data.max_bad_fraction` of the rows were dropped, or none is left.
@@ -178,7 +195,7 @@ def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None
         weighted = isinstance(source, Weighted)
         rows = (source.source if weighted else source).open()
         prefix = f"{source.name}/" if weighted and source.name else ""
-        for example in _examples(rows, data, tokenizer, census, group, prefix):
+        for example in _examples(rows, data, tokenizer, census, group, prefix, watch):
             try:
                 _check(example, data, tokenizer, vocab_size, seen)
             except RowError as error:
@@ -188,6 +205,10 @@ def open_pool(data: Data, tokenizer: Tokenizer | None, *, vocab_size: int | None
             examples.append(_cut(example, data, census))
         census.read.append(len(rows))
         census.notes += notes_of(rows)
+    if tokenizer is not None and tokenizer.eos_id is None and not data.needs_no_text:
+        census.notes.append(
+            "the tokenizer has no EOS: answers in plain text are trained without end"
+        )
     examples = _without_leaks(examples, data, census)
     groups = [example.group for example in examples]
     census.kept = [groups.count(group) for group in range(len(data.sources))]
@@ -221,17 +242,24 @@ def _without_leaks(examples: list[Example], data: Data, census: Census) -> list[
 
 
 def _examples(
-    rows: Rows, data: Data, tokenizer: Tokenizer | None, census: Census, group: int, prefix: str
+    rows: Rows,
+    data: Data,
+    tokenizer: Tokenizer | None,
+    census: Census,
+    group: int,
+    prefix: str,
+    watch: Watch | None,
 ) -> Iterator[Example]:
     """Compose and tokenise the rows of one source, a chunk at a time, in order."""
-    view = View()
+    view, repeats = View(), Counter[str]()
     for start in range(0, len(rows), _CHUNK):
         pending: list[tuple[dict, Composed]] = []
-        for index in range(start, min(start + _CHUNK, len(rows))):
+        end = min(start + _CHUNK, len(rows))
+        for index in range(start, end):
             where, id = rows.where(index), ""
             try:
                 row = rows[index]
-                id = prefix + identity(row, data.id_field)
+                id = prefix + _distinct(identity(row, data.id_field), row, data.id_field, repeats)
                 composed = compose(row, tokenizer, view, data.rendering, id)
             except RowError as error:
                 census.drop(where, id, error)
@@ -240,6 +268,19 @@ def _examples(
         shown = tokenize([composed for _, composed in pending], tokenizer, view)
         for (named, _), (tokens, trained) in zip(pending, shown, strict=True):
             yield Example(tokens=tokens, trained=trained, group=group, **named)
+        if watch is not None:
+            watch(end, len(rows))
+    if repeats and repeats.total() > len(repeats):
+        number = repeats.total() - len(repeats)
+        census.notes.append(f"{number:,} rows without an id repeat another row, and stay")
+
+
+def _distinct(id: str, row: Mapping[str, Any], id_field: str, repeats: Counter[str]) -> str:
+    """Number the repeats of a row that is named by its content; own ids are left as they are."""
+    if row.get(id_field) is not None:
+        return id
+    repeats[id] += 1
+    return id if repeats[id] == 1 else f"{id}-{repeats[id]}"
 
 
 def _check(
@@ -263,7 +304,9 @@ def _check(
     if vocab_size is not None and len(tokens) and tokens.max() >= vocab_size:
         raise RowError("unknown token", f"id {tokens.max()}; the model has {vocab_size} tokens")
     if not example.trained[: data.row_tokens].any():
-        raise RowError("nothing trained", "no token is left to train after masking and truncation")
+        raise RowError(
+            "empty after masking", "no token is left to train after masking and truncation"
+        )
 
 
 def _cut(example: Example, data: Data, census: Census) -> Example:

@@ -143,7 +143,7 @@ def _compose_text(text: str, tokenizer: Tokenizer, view: View, rendering: Render
     if view.content == "prompt":
         return Composed(text=shown, bos=tokenizer.adds_bos)
     if not text.strip():
-        raise RowError("nothing trained", "the text is empty")
+        raise RowError("empty after masking", "the text is empty")
     return Composed(
         text=shown,
         spans=((len(shown) - len(text), len(shown)),),
@@ -157,7 +157,7 @@ def _compose_plain(question: str, answer: str | None, tokenizer: Tokenizer, view
     if view.content == "prompt":
         return Composed(text=start, bos=tokenizer.adds_bos)
     if answer is None or not answer.strip():
-        raise RowError("nothing trained", "the answer is missing or empty")
+        raise RowError("empty after masking", "the answer is missing or empty")
     return Composed(
         text=start + answer,
         spans=((len(start), len(start) + len(answer)),),

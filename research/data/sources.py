@@ -203,7 +203,7 @@ class HuggingFaceDataset:
         place = f"{folder if folder.is_dir() else self.path}[{self.split}]"
         return Opened(opened, _mapping, lambda index: f"{place}:{index + 1}")
 
-    def _load(self, folder: Path) -> Sequence[Any]:
+    def _load(self, folder: Path) -> Any:
         """Load a folder of data files, or a name on the hub."""
         import datasets
 
@@ -216,7 +216,7 @@ class HuggingFaceDataset:
             raise
 
 
-def _saved_split(saved: Any, folder: Path, split: str) -> Sequence[Any]:
+def _saved_split(saved: Any, folder: Path, split: str) -> Any:
     """Choose the split of what `save_to_disk` wrote: a dataset alone, or one for each split."""
     if not isinstance(saved, dict):
         return saved
@@ -252,6 +252,7 @@ class TfdsSource:
         """
         import tensorflow_datasets as tfds
 
+        builder: Any  # its methods are wrapped, and their signatures lost
         folder = _absolute(self.name)
         if (folder / "dataset_info.json").exists():
             builder = tfds.builder_from_directory(str(folder))

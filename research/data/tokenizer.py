@@ -152,13 +152,12 @@ class HuggingFace:
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
-        return texts[0], [tuple(span) for span in spans[0]] if marks else []
+        marked = spans[0] if marks else []
+        return texts[0], [(int(first), int(last)) for first, last in marked]
 
 
 class SentencePiece:
     """A bare SentencePiece model; texts start with BOS where the model has one."""
-
-    template = None
 
     def __init__(self, file: Path):
         import sentencepiece
@@ -174,7 +173,8 @@ class SentencePiece:
         )
         self.adds_bos = self.bos_id is not None
         self.vocab_size = self._inner.vocab_size()
-        self.specials = ()
+        self.specials: tuple[str, ...] = ()
+        self.template: str | None = None
 
     def encode(self, text: str) -> list[int]:
         """Tokenise without adding specials."""

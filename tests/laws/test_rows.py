@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from research.core.protocols import View
 from research.data.choice import answer_index
@@ -135,6 +136,25 @@ def test_the_prompt_view_is_what_comes_before_the_first_trained_token(chat, name
     assert not prompt.trained.any()
 
 
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "bare"])
+def test_a_conversation_has_the_tokens_that_transformers_gives_it(chat, name):
+    inner = AutoTokenizer.from_pretrained(chat[name].path)
+    for opened, view in ((False, TRAINING), (True, PROMPT)):
+        turns = CONVERSATION[:-1] if opened else CONVERSATION
+        expected = inner.apply_chat_template(
+            turns, tokenize=True, add_generation_prompt=opened, enable_thinking=False
+        )
+        example = render({"messages": CONVERSATION}, chat[name], view)
+        assert example.tokens.tolist() == expected["input_ids"]
+
+
+@pytest.mark.parametrize("sort", ["byte level", "pad is eos", "metaspace"])
+def test_a_text_has_the_tokens_that_transformers_gives_it(plain, sort):
+    inner = AutoTokenizer.from_pretrained(plain[sort].path)
+    example = render({"text": "the cat sat"}, plain[sort], TRAINING)
+    assert example.tokens.tolist() == inner("the cat sat").input_ids
+
+
 def test_the_prompt_view_of_a_template_is_a_prefix_of_training_token_for_token(chat):
     for name in ("qwen3", "chatml", "headers", "marked"):
         row = {"messages": CONVERSATION}
@@ -219,19 +239,22 @@ def test_the_system_turn_is_put_where_there_is_none(chat):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": CONVERSATION[:1]}, "nothing trained"),
-        ({"messages": [CONVERSATION[0], {"role": "assistant", "content": ""}]}, "nothing trained"),
+        ({"messages": CONVERSATION[:1]}, "empty after masking"),
+        (
+            {"messages": [CONVERSATION[0], {"role": "assistant", "content": ""}]},
+            "empty after masking",
+        ),
         ({"messages": []}, "malformed"),
         ({"messages": "hello"}, "malformed"),
         ({"messages": [{"content": "hi"}]}, "malformed"),
         ({"messages": [CONVERSATION[0], *CONVERSATION[:2]]}, "malformed"),
-        ({"prompt": "the", "completion": ""}, "nothing trained"),
-        ({"prompt": "the"}, "nothing trained"),
+        ({"prompt": "the", "completion": ""}, "empty after masking"),
+        ({"prompt": "the"}, "empty after masking"),
         ({"prompt": 3, "completion": "x"}, "malformed"),
-        ({"text": "  "}, "nothing trained"),
+        ({"text": "  "}, "empty after masking"),
         ({"text": "x", "messages": CONVERSATION}, "unknown kind"),
         ({"question": "x", "answer": "y"}, "unknown kind"),
-        ({"question": "x", "options": ["a", "b"]}, "nothing trained"),
+        ({"question": "x", "options": ["a", "b"]}, "empty after masking"),
         ({"question": "x", "options": ["a"], "answer": 0}, "malformed"),
         ({"question": "x", "options": ["a", "b"], "answer": 2}, "bad answer"),
         ({"question": "x", "options": ["a", "b"], "answer": -1}, "bad answer"),
