@@ -54,7 +54,7 @@ def export(workdir: Path, to: Path, form: str, step: str, console: Console) -> N
     draft = to.with_name(f".{to.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     if form == "adapter":
-        write_adapter(draft, model.arch, experiment.tuning, trainable, str(folder or ""))
+        write_adapter(draft, model, experiment.tuning, trainable, str(folder or ""))
     else:
         merged = experiment.tuning.merge(trainable, frozen)
         difference = largest_difference(model, experiment.tuning.join(trainable, frozen), merged)
@@ -64,7 +64,7 @@ def export(workdir: Path, to: Path, form: str, step: str, console: Console) -> N
                 f"merged and unmerged logits differ by {difference:.2e}, above {MERGE_TOLERANCE}; "
                 "nothing was written. Export the adapter instead"
             )
-        save(draft, model, merged, tokenizer_folder=experiment.tokenizer or folder)
+        save(draft, model, merged, source=folder, tokenizer_folder=experiment.tokenizer or None)
     to.parent.mkdir(parents=True, exist_ok=True)
     if to.exists():
         to.rmdir()
