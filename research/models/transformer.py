@@ -309,8 +309,8 @@ class Transformer:
 
     @property
     def unrolls_decoding(self) -> bool:
-        """Whether `extend` runs layer by layer; on a CPU a scan would copy weights and cache."""
-        return self.compute.unroll or self.place.platform == "cpu"
+        """Whether `extend` runs layer by layer: on a CPU, where a scan copies weights and cache."""
+        return self.place.platform == "cpu"
 
     def generate(
         self,
@@ -332,8 +332,10 @@ class Transformer:
         self, params: Params, tokens_BT: jax.Array, seen: Visibility, held: dict, mix: Any
     ) -> tuple[jax.Array, dict]:
         """Embed and run every stage; `held` and the returned dict carry per-stack arrays."""
-        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
-        x_BTD = self.place.constrain(x_BTD, "BTD")
+        # A split table is gathered where it is smaller than the activations of all rows would be.
+        table = params["embed_V_D"]
+        table = self.place.whole(table) if tokens_BT.size > self.arch.vocab_size else table
+        x_BTD = self.place.constrain(take(table, tokens_BT, self.compute.dtype), "BTD")
         cos_sin = self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
         kept: dict[str, Any] = {}
         for stage in self.arch.stages():
