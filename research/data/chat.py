@@ -142,7 +142,9 @@ def _turn(tokenizer: Tokenizer, messages: Messages, text: str, k: int) -> tuple[
             "expected once, so that its tokens can be found"
         )
     start, end = _shared(text, with_mark), len(text) - _shared(text[::-1], with_mark[::-1])
-    closed = _text(tokenizer, [*messages[:k], mark]).partition(_MARK)[2]
+    is_last = k == len(messages) - 1
+    closed = with_mark if is_last else _text(tokenizer, [*messages[:k], mark])
+    closed = closed.partition(_MARK)[2]
     tail = closed[: _shared(closed, text[end:])]
     special = _special(tokenizer, tail)
     return _header_end(tokenizer, messages[:k], text, start), end + (

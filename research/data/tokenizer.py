@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+# Some templates print the day of rendering, which would change the data under a run. This is the
+# day that Llama 3's own template falls back to.
+_TODAY = datetime.date(2024, 7, 26)
 
 Messages = Sequence[Mapping[str, Any]]
 Spans = list[tuple[int, int]]
@@ -21,7 +26,7 @@ class Tokenizer(Protocol):
       adds_bos: whether a plain text starts with BOS: what the tokenizer does of its own accord.
       vocab_size: one more than the largest id.
       specials: the special tokens' texts, as they stand in a rendered conversation.
-      template: the chat template (Jinja), or None.
+      template: the chat template (Jinja, with a fixed day for the current one), or None.
     """
 
     path: str
@@ -102,7 +107,8 @@ class HuggingFace:
         self.eos_id = self._inner.eos_token_id
         self.pad_id = self._inner.pad_token_id
         self.vocab_size = len(self._inner)
-        self.template = self._inner.get_chat_template() if self._inner.chat_template else None
+        chosen = self._inner.get_chat_template() if self._inner.chat_template else None
+        self.template = None if chosen is None else dated(chosen)
         added = self._inner.added_tokens_decoder.values()
         self.specials = tuple(
             sorted({token.content for token in added if token.special}, key=len, reverse=True)
@@ -154,6 +160,22 @@ class HuggingFace:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
         marked = spans[0] if marks else []
         return texts[0], [(int(first), int(last)) for first, last in marked]
+
+
+def dated(template: str) -> str:
+    """Write a fixed day into a chat template that asks for the current one.
+
+    Raises:
+      ValueError: it asks in a way that is not understood.
+    """
+    call = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+    fixed = call.sub(lambda found: repr(_TODAY.strftime(found[2])), template)
+    if "strftime_now(" in fixed:
+        raise ValueError(
+            "the chat template asks for the current date with a format that is not written out; "
+            "put a fixed date into the template, so that rows are the same tomorrow"
+        )
+    return fixed
 
 
 class SentencePiece:

@@ -111,3 +111,15 @@ def test_a_template_is_used_as_it_stands(tmp_path):
     text, spans = tokenizer.render([{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert spans == []
+
+
+def test_a_template_gives_the_same_text_on_every_day(tmp_path):
+    template = (
+        "{% if strftime_now is defined %}Today: {{ strftime_now('%d %b %Y') }}, "
+        '{{ strftime_now("%Y-%m-%d") }}\n{% endif %}' + CHATML
+    )
+    tokenizer = byte_level(tmp_path / "dated", template=template)
+    text, _ = tokenizer.render([{"role": "user", "content": "hi"}])
+    assert text.startswith("Today: 26 Jul 2024, 2024-07-26\n<|im_start|>user")
+    with pytest.raises(ValueError, match="asks for the current date"):
+        byte_level(tmp_path / "odd", template="{{ strftime_now(wanted) }}" + CHATML)
