@@ -7,7 +7,7 @@ may repeat, arms make equal steps, and the whole pool is scored every round.
 
 from __future__ import annotations
 
-from research.core.protocols import Estimator
+from research.core.protocols import Estimator, Recorder
 from research.curriculum.budget import EqualCompute, EqualSteps
 from research.curriculum.curriculum import Curriculum, Policy
 from research.curriculum.estimators.edco_release import EdcoRelease
@@ -122,7 +122,7 @@ def shortest_first(*, descending: bool = False) -> Curriculum:
 
 
 def round_wise(
-    estimator: Estimator | Free | None,
+    estimator: Estimator | Recorder | None,
     policy: Policy,
     *,
     rounds: int,

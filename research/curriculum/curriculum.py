@@ -20,20 +20,32 @@ from research.curriculum.state import NEVER, PoolState
 
 
 class Policy(Protocol):
-    """Who is trained on, and in which order: a part of pure functions of the pool's state.
+    """Who is trained on, and in which order: a part of pure functions of the pool's state."""
 
-    Attributes:
-      fraction: of the pool, that a round selects.
-      whole_pool: a round selects everything; source weights then repeat examples.
-      has_rounds: whether it means anything to open a second round.
-      uses_scores, takes_unscored: what it does with scores, and whether some may be missing.
-    """
+    @property
+    def fraction(self) -> float:
+        """Which part of the pool a round selects."""
+        ...
 
-    fraction: float
-    whole_pool: bool
-    has_rounds: bool
-    uses_scores: bool
-    takes_unscored: bool
+    @property
+    def whole_pool(self) -> bool:
+        """Whether a round selects everything; source weights then repeat examples."""
+        ...
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether it means anything to open a second round."""
+        ...
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether scores decide anything."""
+        ...
+
+    @property
+    def takes_unscored(self) -> bool:
+        """Whether examples may come without a score."""
+        ...
 
     def select(
         self,
@@ -151,7 +163,7 @@ class Curriculum:
         self,
         num_examples: int,
         group_X: Sequence[int] | np.ndarray | None = None,
-        share_G: Sequence[float] | None = None,
+        share_G: Sequence[float] | np.ndarray | None = None,
     ) -> PoolState:
         """Start with no scores and no round.
 
@@ -162,17 +174,18 @@ class Curriculum:
         Raises:
           ValueError: a group is too small for what the rounds take from it.
         """
-        group_X = np.zeros(num_examples, np.int32) if group_X is None else np.asarray(group_X)
-        share_G = np.ones(1) if share_G is None else np.asarray(share_G, np.float64)
-        share_G = share_G / share_G.sum()
-        self._check_groups(np.bincount(group_X, minlength=len(share_G)), share_G)
+        groups = np.zeros(num_examples) if group_X is None else group_X
+        groups = np.asarray(groups).astype(np.int32)
+        shares = np.asarray([1.0] if share_G is None else share_G, np.float64)
+        shares = shares / shares.sum()
+        self._check_groups(np.bincount(groups, minlength=len(shares)), shares)
         return PoolState(
             score_X=np.full(num_examples, np.nan, np.float32),
             scored_round_X=np.full(num_examples, NEVER, np.int32),
             selected_round_X=np.full(num_examples, NEVER, np.int32),
             times_used_X=np.zeros(num_examples, np.int32),
-            group_X=group_X.astype(np.int32),
-            share_G=share_G,
+            group_X=groups,
+            share_G=shares,
             queue=np.zeros(0, np.int64),
             cursor=0,
             round=NEVER,
@@ -294,7 +307,8 @@ class Curriculum:
         """
         if not self.records:
             return state
-        ids, signal = self.estimator.read({name: np.asarray(rows[name]) for name in rows})
+        recorder: Any = self.estimator
+        ids, signal = recorder.read({name: np.asarray(rows[name]) for name in rows})
         known = (ids >= 0) & np.isfinite(signal)
         ids, signal = ids[known], signal[known].astype(np.float32)
         last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]

@@ -108,7 +108,7 @@ def epoch_of_groups(
     for group, quota in enumerate(quota_G.tolist()):
         members = np.flatnonzero(group_X == group)
         first, last = epoch * quota, (epoch + 1) * quota
-        passes = range(first // len(members), -(-last // len(members))) if quota else ()
+        passes = range(first // len(members), -(-last // len(members))) if quota else range(0)
         chain = [shuffled(members, *stream, group, number) for number in passes]
         if chain:
             start = first - passes[0] * len(members)

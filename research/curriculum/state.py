@@ -65,7 +65,7 @@ class PoolState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Give the state as named arrays, for a checkpoint."""
-        return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {name: np.asarray(value) for name, value in vars(self).items()}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> PoolState:

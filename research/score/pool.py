@@ -113,7 +113,7 @@ def score_pool(
 
     for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
         batches = tuple(
-            single_batch([view[x] for x in batch_ids], batch_ids, rows, bucket)
+            single_batch([view[x] for x in batch_ids], batch_ids.tolist(), rows, bucket)
             for view in views.examples
         )
         batches = jax.device_put(batches, place.batch(batches))

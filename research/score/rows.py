@@ -91,7 +91,7 @@ def _token_lists(
     rows = -(-rows_per_batch // place.num_row_shards) * place.num_row_shards
     for batch_ids, bucket in batches_of(fed.longest, ids, rows, None):
         examples = [fed.examples[0][x] for x in batch_ids]
-        batch = single_batch(examples, batch_ids, rows, bucket)
+        batch = single_batch(examples, batch_ids.tolist(), rows, bucket)
         batch = jax.device_put(batch, place.batch(batch))
         loss_BT, entropy_BT = map(np.asarray, _token_pass(model, place, params, batch))
         for b, (x, example) in enumerate(zip(batch_ids.tolist(), examples, strict=True)):

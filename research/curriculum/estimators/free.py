@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from research.core.parts import part, require
-from research.core.protocols import View
 
 
 @part
@@ -23,7 +22,7 @@ class Free:
 
     of: Literal["loss", "entropy"] = "loss"
 
-    views: ClassVar[tuple[View, ...]] = ()
+    views = ()
 
     def __post_init__(self) -> None:
         require(

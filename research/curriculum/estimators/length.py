@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Length:
 
     of: Literal["training", "prompt", "answer"] = "training"
 
-    new_tokens: ClassVar[None] = None
+    new_tokens = None
 
     def __post_init__(self) -> None:
         allowed = ("training", "prompt", "answer")

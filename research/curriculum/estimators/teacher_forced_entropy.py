@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -21,8 +19,8 @@ class TeacherForcedEntropy:
     float noise.
     """
 
-    views: ClassVar[tuple[View, ...]] = (View(content="training"),)
-    new_tokens: ClassVar[int] = 0
+    views = (View(content="training"),)
+    new_tokens = 0
 
     def score(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 
@@ -22,8 +20,8 @@ class TeacherForcedLoss:
     Law: independent of padding, batch-mates, bucket and device count within float noise.
     """
 
-    views: ClassVar[tuple[View, ...]] = (View(content="training"),)
-    new_tokens: ClassVar[int] = 0
+    views = (View(content="training"),)
+    new_tokens = 0
 
     def score(
         self,

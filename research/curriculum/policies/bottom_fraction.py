@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -42,9 +40,9 @@ class BottomFraction:
     order: RoundOrder = "shuffled"
     unscored: Unscored = "error"
 
-    whole_pool: ClassVar[bool] = False
-    has_rounds: ClassVar[bool] = True
-    uses_scores: ClassVar[bool] = True
+    whole_pool = False
+    has_rounds = True
+    uses_scores = True
 
     def __post_init__(self) -> None:
         require(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -28,10 +26,10 @@ class RoundWiseUniform:
 
     fraction: float
 
-    whole_pool: ClassVar[bool] = False
-    has_rounds: ClassVar[bool] = True
-    uses_scores: ClassVar[bool] = False
-    takes_unscored: ClassVar[bool] = True
+    whole_pool = False
+    has_rounds = True
+    uses_scores = False
+    takes_unscored = True
 
     def __post_init__(self) -> None:
         require(self, fraction_check(self.fraction))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -36,10 +34,10 @@ class Sorted:
     descending: bool = False
     unscored: Unscored = "error"
 
-    fraction: ClassVar[float] = 1.0
-    whole_pool: ClassVar[bool] = True
-    has_rounds: ClassVar[bool] = True
-    uses_scores: ClassVar[bool] = True
+    fraction = 1.0
+    whole_pool = True
+    has_rounds = True
+    uses_scores = True
 
     def __post_init__(self) -> None:
         require(self, unscored_check(self.unscored))

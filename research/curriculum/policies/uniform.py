@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -20,11 +18,11 @@ class Uniform:
     often as any other of it, give or take one. Every id is reachable.
     """
 
-    fraction: ClassVar[float] = 1.0
-    whole_pool: ClassVar[bool] = True
-    has_rounds: ClassVar[bool] = False
-    uses_scores: ClassVar[bool] = False
-    takes_unscored: ClassVar[bool] = True
+    fraction = 1.0
+    whole_pool = True
+    has_rounds = False
+    uses_scores = False
+    takes_unscored = True
 
     def select(
         self,
