@@ -26,6 +26,8 @@ def load_module(path: Path) -> ModuleType:
             f"no experiment file {path.absolute()}; give a Python file with get_config()"
         )
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ExperimentFileError(f"{path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -45,19 +45,20 @@ def export(workdir: Path, to: Path, form: str, step: str, console: Console) -> N
     if to.exists() and any(to.iterdir()):
         raise FileExistsError(f"{to} is not empty; give a new folder")
     experiment = read_experiment(workdir)
-    if form == "adapter" and not isinstance(experiment.tuning, Lora):
+    tuning = experiment.tuning
+    if form == "adapter" and not isinstance(tuning, Lora):
         raise ValueError(
-            f"{workdir} trained with {type(experiment.tuning).__name__}, which has no adapter; "
+            f"{workdir} trained with {type(tuning).__name__}, which has no adapter; "
             "use --as merged"
         )
     chosen, model, folder, trainable, frozen = restore(experiment, workdir, step)
     draft = to.with_name(f".{to.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    if form == "adapter":
-        write_adapter(draft, model, experiment.tuning, trainable, str(folder or ""))
+    if isinstance(tuning, Lora) and form == "adapter":
+        write_adapter(draft, model, tuning, trainable, str(folder or ""))
     else:
-        merged = experiment.tuning.merge(trainable, frozen)
-        difference = largest_difference(model, experiment.tuning.join(trainable, frozen), merged)
+        merged = tuning.merge(trainable, frozen)
+        difference = largest_difference(model, tuning.join(trainable, frozen), merged)
         console.print(f"largest logit difference, merged against unmerged: {difference:.2e}")
         if difference > MERGE_TOLERANCE:
             raise ValueError(

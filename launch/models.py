@@ -188,7 +188,7 @@ def generate(
     if data is not None:
         prompts = open_prompts(data, opened, row_tokens=row_tokens, truncate=truncate)
     else:
-        prompts = [plain_prompt(prompt, opened.tokenizer)]
+        prompts = [plain_prompt(prompt or "", opened.tokenizer)]
     stops = () if ignore_eos else opened.stop_ids
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("generating", total=len(prompts))
@@ -234,7 +234,7 @@ def continued(
     rows: list[dict[str, Any]] = [{}] * len(prompts)
     key = jax.random.key(seed)
     for ids, bucket in batches_of(lengths, np.arange(len(prompts)), size, None):
-        batch = single_batch([prompts[x] for x in ids], ids, size, bucket)
+        batch = single_batch([prompts[x] for x in ids], ids.tolist(), size, bucket)
         key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.ids_BZ[:, 0])
         placed, key_B = jax.device_put((batch, key_B), opened.place.batch((batch, key_B)))
         made = opened.model.generate(opened.params, placed, sampling, stops, key_B)

@@ -61,5 +61,6 @@ class LiveWatch:
     def _update(self, name: str, done: int, total: int, note: str = "") -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, note=note)
-        fields = {"note": note} if note else {}
-        self._progress.update(self._tasks[name], completed=done, total=total, **fields)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+        if note:
+            self._progress.update(self._tasks[name], note=note)

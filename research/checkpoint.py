@@ -74,8 +74,8 @@ class Store:
     def __init__(self, folder: Path, keep: Checkpoints):
         self.folder, self.keep = folder.absolute(), keep
         self._saving: Any = None
-        self._orbax = ocp.training.Checkpointer(
-            self.folder, preservation_policy=keep.policy(), cleanup_tmp_directories=True
+        self._orbax: Any = ocp.training.Checkpointer(
+            str(self.folder), preservation_policy=keep.policy(), cleanup_tmp_directories=True
         )
 
     def __enter__(self) -> Store:

@@ -32,7 +32,7 @@ def part(cls: type[T]) -> type[T]:
     share one compilation. Rebuilding from leaves skips `__post_init__`: tracers are not validated.
     """
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    names = tuple(field.name for field in dataclasses.fields(made))
+    names = tuple(made.__dataclass_fields__)  # type: ignore[attr-defined]
 
     def flatten_with_keys(value: Any):
         held = {name: getattr(value, name) for name in names}

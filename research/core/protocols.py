@@ -194,9 +194,14 @@ class Evaluator(Protocol):
       slice_by: fields of a row whose values make slices.
     """
 
-    name: str
-    data: Any
-    slice_by: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> Any: ...
+
+    @property
+    def slice_by(self) -> tuple[str, ...]: ...
 
     def measure(self, subject: Any, pool: Any) -> Sequence[Mapping[str, Any]]:
         """Measure each item of an opened pool on a `research.evaluate.subject.Subject`.

@@ -18,14 +18,15 @@ def profiled(
 
     The trace also ends with the items, so it never spans two cycles.
     """
+    begin, end = (0, -1) if steps is None else steps
     tracing = False
     try:
         for number, item in enumerate(items, start=first + 1):
-            if steps is not None and not tracing and steps[0] <= number <= steps[1]:
+            if not tracing and begin <= number <= end:
                 jax.profiler.start_trace(str(folder))
                 tracing = True
             yield item
-            if tracing and number >= steps[1]:
+            if tracing and number >= end:
                 jax.profiler.stop_trace()
                 tracing = False
     finally:
