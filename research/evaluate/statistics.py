@@ -8,7 +8,8 @@ the ratio of the sums of both.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.optimize
@@ -18,6 +19,7 @@ from research.evaluate.results import Estimate
 
 LEVEL = 0.05
 POWER = 0.8
+SMALLEST_P = 1e-12  # below it a t distribution of the model says nothing of the data
 RESAMPLES = 9_999
 RESAMPLED_AT_ONCE = 4_000_000  # array elements a bootstrap may hold: 32 MB
 
@@ -136,32 +138,64 @@ def paired_bootstrap(difference_X: Sequence[float], seed: int = 0) -> Difference
 def paired_difference(difference_SX: np.ndarray) -> Difference:
     """Compare two arms on the same items under the same seeds; both may vary.
 
-    d_sx = mu + seed_s + item_x + noise_sx. The variance of the mean is estimated from the mean
-    squares (seed + item - noise) / (S X), its degrees of freedom by Satterthwaite's formula. So two
-    arms that differ only by the luck of their seeds do not differ, however many items there are.
-    One seed leaves the paired t test over items; one item the paired t test over seeds.
+    d_sx = mu + seed_s + item_x + noise_sx. The interval at level a is mean +- h(a) with
+    h(a)^2 = (t_a(S - 1) e_S)^2 + (t_a(X - 1) e_X)^2, where e_S^2 = MS_seed / (S X) and
+    e_X^2 = (MS_item - MS_noise) / (S X), at least 0; p is the a at which h(a) = |mean|. So arms
+    that differ by the luck of their seeds alone do not differ, however many items there are, and
+    two seeds that happen to agree prove little. One seed leaves the paired t test over items; one
+    item the paired t test over seeds.
 
-    Source: two-way random effects, Satterthwaite 1946, Biometrics Bulletin 2; the same model as in
-      Clark 1973 (language as a fixed effect).
+    Source: two-way random effects; intervals of the two parts joined as in Zou 2008, Stat. Med. 27.
+      By simulation (2 to 5 seeds, 105 and 500 items, all mixtures of variances) at most 6 % of
+      differences of 0 get p < 0.05 and at most 1 % p < 0.005; Satterthwaite's degrees of freedom
+      let up to 14 % and 9 % through.
     """
     d = np.atleast_2d(np.asarray(difference_SX, np.float64))
     seeds, items = d.shape
     if d.size < 2:
         raise ValueError("one difference was given; expected several items or several seeds")
-    mean = float(d.mean())
-    error, freedom = _standard_error(d)
-    if error == 0:
+    mean, (seed_error, item_error) = float(d.mean()), _standard_errors(d)
+    if seed_error == item_error == 0:
         return _constant(mean, seeds, items)
-    quantile = float(scipy.stats.t.ppf(1 - LEVEL / 2, freedom))
+
+    def half_width(level: float) -> float:
+        parts = ((seed_error, seeds), (item_error, items))
+        return math.hypot(*(e * scipy.stats.t.ppf(1 - level / 2, max(n - 1, 1)) for e, n in parts))
+
+    half = half_width(LEVEL)
     return Difference(
         value=mean,
-        low=mean - quantile * error,
-        high=mean + quantile * error,
-        p=float(2 * scipy.stats.t.sf(abs(mean) / error, freedom)),
-        detectable=(quantile + float(scipy.stats.t.ppf(POWER, freedom))) * error,
+        low=mean - half,
+        high=mean + half,
+        p=_level_at(half_width, abs(mean)),
+        detectable=half + half_width(2 * (1 - POWER)),
         seeds=seeds,
         items=items,
     )
+
+
+def _level_at(half_width: Callable[[float], float], distance: float) -> float:
+    """Give the level whose interval just reaches `distance`."""
+    if distance >= half_width(SMALLEST_P):
+        return SMALLEST_P
+    exponent = scipy.optimize.brentq(
+        lambda x: half_width(math.exp(x)) - distance, math.log(SMALLEST_P), 0.0
+    )
+    return math.exp(exponent)
+
+
+def _standard_errors(d: np.ndarray) -> tuple[float, float]:
+    """Give the parts of the standard error of the mean of d_SX: (by seeds, by items)."""
+    seeds, items = d.shape
+    if seeds == 1:
+        return 0.0, float(d.std(ddof=1) / np.sqrt(items))
+    if items == 1:
+        return float(d.std(ddof=1) / np.sqrt(seeds)), 0.0
+    by_seed, by_item = d.mean(axis=1), d.mean(axis=0)
+    noise_SX = d - by_seed[:, None] - by_item[None, :] + d.mean()
+    noise = float(np.sum(noise_SX**2)) / ((seeds - 1) * (items - 1))
+    item_variance = max(0.0, by_item.var(ddof=1) / items - noise / d.size)
+    return float(by_seed.std(ddof=1) / np.sqrt(seeds)), float(np.sqrt(item_variance))
 
 
 def _constant(value: float, seeds: int, items: int) -> Difference:
@@ -170,28 +204,6 @@ def _constant(value: float, seeds: int, items: int) -> Difference:
     return Difference(
         value=value, low=value, high=value, p=p, detectable=0.0, seeds=seeds, items=items
     )
-
-
-def _standard_error(d: np.ndarray) -> tuple[float, float]:
-    """Give the standard error of the mean of d_SX and its degrees of freedom."""
-    seeds, items = d.shape
-    if seeds == 1 or items == 1:
-        return float(d.std(ddof=1) / np.sqrt(d.size)), d.size - 1
-    by_seed, by_item = d.mean(axis=1), d.mean(axis=0)
-    noise_SX = d - by_seed[:, None] - by_item[None, :] + d.mean()
-    noise_freedom = (seeds - 1) * (items - 1)
-    noise = float(np.sum(noise_SX**2)) / noise_freedom
-    squares = [(items * by_seed.var(ddof=1), seeds - 1), (seeds * by_item.var(ddof=1), items - 1)]
-    terms = [(square, freedom) for square, freedom in squares if square > noise]
-    if len(terms) == 2:
-        terms.append((-noise, noise_freedom))
-    elif not terms:  # neither seeds nor items vary beyond the noise
-        terms = [(noise, noise_freedom)]
-    variance = sum(square for square, _ in terms)
-    if variance == 0:
-        return 0.0, d.size - 1
-    freedom = variance**2 / sum(square**2 / freedom for square, freedom in terms)
-    return float(np.sqrt(variance / d.size)), float(freedom)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

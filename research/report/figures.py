@@ -213,11 +213,12 @@ def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
 def scores_and_losses(run: Run) -> np.ndarray:
     """Pair each selected example's score with its loss when the round first trained on it."""
     opened = {round_.number: round_ for round_ in run.rounds}
+    seen = {line["step"]: line["loss_nats"] for line in run.losses}
     first: dict[tuple[int, int], float] = {}
     for line in run.order:
-        if line["round"] not in opened or "loss_nats" not in line:
+        if line["round"] not in opened or line["step"] not in seen:
             continue
-        for ids, losses in zip(line["rows"], line["loss_nats"], strict=True):
+        for ids, losses in zip(line["rows"], seen[line["step"]], strict=True):
             for example, loss in zip(ids, losses, strict=True):
                 if loss is not None:
                     first.setdefault((line["round"], example), loss)

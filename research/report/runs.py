@@ -124,6 +124,11 @@ class Run:
         return tuple(_round(path) for path in sorted((self.path / "rounds").glob("[0-9]*.npz")))
 
     @functools.cached_property
+    def losses(self) -> tuple[Line, ...]:
+        """The losses of single examples, for the updates for which they were recorded."""
+        return tuple(_lines(self.path / "losses.jsonl")[0])
+
+    @functools.cached_property
     def order(self) -> tuple[Line, ...]:
         """The recorded updates: which pool indices each trained on."""
         return tuple(_lines(self.path / "order.jsonl")[0])

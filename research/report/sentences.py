@@ -23,9 +23,8 @@ CLOSE = 0.02  # compute within 2 % is called equal: whole steps cannot match a b
 METHOD = (
     "A mean over seeds carries Student's 95 % interval. A difference to the control is paired: "
     "the same items, the same seeds. Its interval and p-value let both items and seeds vary "
-    "(two-way random effects with Satterthwaite's degrees of freedom), because a test over items "
-    "alone takes the luck of a seed for a finding. With one seed it is the paired t test over "
-    "items.",
+    "(two-way random effects), because a test over items alone takes the luck of a seed for a "
+    "finding. With one seed it is the paired t test over items.",
     "All p-values of the first metric of each evaluation are corrected together by Holm's method; "
     "other metrics and slices are shown and not tested. A difference is called better or worse "
     "only where the corrected p-value is below 0.05. Unfinished runs are drawn and not compared.",

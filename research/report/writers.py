@@ -14,7 +14,7 @@ from research.evaluate.results import Evaluation
 from research.report.lines import append, cut_after, encode, write_whole
 from research.report.sinks import Sink, TensorBoard, Writer
 
-FILES = ("metrics.jsonl", "timing.jsonl", "order.jsonl", "evaluations.jsonl")
+FILES = ("metrics.jsonl", "timing.jsonl", "order.jsonl", "losses.jsonl", "evaluations.jsonl")
 
 
 class Record:
@@ -26,7 +26,7 @@ class Record:
     checkpoint owns is on the disk before the checkpoint is.
 
     Law: a run that is killed at any moment and resumed leaves the same bytes in metrics.jsonl,
-      order.jsonl, evaluations.jsonl, evaluations/ and rounds/ as one that never was.
+      order.jsonl, losses.jsonl, evaluations.jsonl, evaluations/ and rounds/ as one that never was.
     """
 
     def __init__(self, workdir: Path, sinks: Sequence[Sink] = ()):
@@ -71,20 +71,17 @@ class Record:
         self._line("timing.jsonl", {"step": step, **values})
         self._scalars(step, "timing", values)
 
-    def order(
-        self,
-        step: int,
-        round: int,
-        rows: Sequence[Sequence[int]],
-        loss_nats: Sequence[Sequence[float]] | None = None,
-    ) -> None:
-        """Record which pool indices update number `step` (from 1) trained on, row by row.
+    def order(self, step: int, round: int, rows: Sequence[Sequence[int]]) -> None:
+        """Record which pool indices update number `step` (from 1) trained on, row by row."""
+        self._line("order.jsonl", {"step": step, "round": round, "rows": rows})
 
-        Args:
-          loss_nats: the same shape: each example's loss in that update, in nats a trained token.
+    def losses(self, step: int, loss_nats: Sequence[Sequence[float]]) -> None:
+        """Record each example's loss in update number `step`, in nats a trained token.
+
+        Shapes: as the rows of `order`; in a file of its own, since orders are exact, losses not.
         """
-        line = {"step": step, "round": round, "rows": rows}
-        self._line("order.jsonl", line if loss_nats is None else {**line, "loss_nats": loss_nats})
+        rounded = [[float(f"{loss:.6g}") for loss in row] for row in loss_nats]
+        self._line("losses.jsonl", {"step": step, "loss_nats": rounded})
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Record an evaluation of the model after `step` updates; its rows get their own file."""

@@ -61,7 +61,8 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
         for update in range(step + 1, step + CYCLE + 1):
             ids = rng.permutation(chosen)[:8].reshape(4, 2)
             losses = 0.6 * score[ids] + rng.normal(0, 0.2, ids.shape)
-            record.order(update, round_, ids.tolist(), losses.tolist())
+            record.order(update, round_, ids.tolist())
+            record.losses(update, losses.tolist())
         end = step + CYCLE
         loss = 1 + 2 * np.exp(-end / 9) + luck + rng.normal(0, 0.03)
         record.metrics(end, {"round": round_, "loss_nats": loss, "tokens": 900, "examples": 24})

@@ -24,6 +24,7 @@ def speak(record: Record, first: int, last: int) -> None:
             record.round(start // 6, start, score_X=scores, selected=np.int32([2, 0]))
         for step in range(start + 1, start + CYCLE + 1):
             record.order(step, start // 6, [[step % 5, 4], [2]])
+            record.losses(step, [[1 / step, np.nan], [np.float32(0.1)]])
         end = start + CYCLE
         record.metrics(end, {"loss_nats": np.float32(1.0 / end), "round": start // 6})
         record.timing(end, {"wall_s": 0.25})
@@ -59,7 +60,7 @@ def test_a_resumed_record_is_the_uninterrupted_one_byte_for_byte(tmp_path, kille
     speak(resumed, checkpoint, 18)
     resumed.close()
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
-    assert len(bytes_of(tmp_path / "whole")) == 4 + 6 + 3  # four files, six evaluations, 3 rounds
+    assert len(bytes_of(tmp_path / "whole")) == 5 + 6 + 3  # five files, six evaluations, 3 rounds
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "order.jsonl", "evaluations.jsonl"])
