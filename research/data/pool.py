@@ -88,6 +88,10 @@ class Data:
                 weighted in (0, len(self.sources)),
                 f"{weighted} of {len(self.sources)} sources are Weighted; weight all or none",
             ),
+            (
+                not any(isinstance(source, Weighted) for source in self.held_out),
+                "held_out holds a Weighted source; name the source itself, nothing is drawn there",
+            ),
             (self.rows > 0, f"rows={self.rows} must be positive"),
             (self.row_tokens > 1, f"row_tokens={self.row_tokens} must be at least 2"),
             (self.max_segments > 0, f"max_segments={self.max_segments} must be positive"),

@@ -110,9 +110,8 @@ class HuggingFace:
         chosen = self._inner.get_chat_template() if self._inner.chat_template else None
         self.template = None if chosen is None else dated(chosen)
         added = self._inner.added_tokens_decoder.values()
-        self.specials = tuple(
-            sorted({token.content for token in added if token.special}, key=len, reverse=True)
-        )
+        specials = {token.content for token in added if token.special}
+        self.specials = tuple(sorted(specials, key=lambda text: (-len(text), text)))
         started = self._inner("a").input_ids[:1]
         self.adds_bos = self.bos_id is not None and started == [self.bos_id]
 

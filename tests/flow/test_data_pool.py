@@ -283,6 +283,7 @@ def test_ten_thousand_rows_open_in_seconds(write, tokenizer):
     ("setting", "message"),
     [
         ({"sources": ()}, "sources is empty"),
+        ({"held_out": (Weighted(source=E2E, weight=1.0),)}, "held_out holds a Weighted source"),
         ({"rows": 0}, "rows=0 must be positive"),
         ({"row_tokens": 1}, "row_tokens=1 must be at least 2"),
         ({"max_segments": 0}, "max_segments=0 must be positive"),

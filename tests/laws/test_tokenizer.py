@@ -60,6 +60,20 @@ def test_all_characters_trained_is_all_tokens_trained(made, sort, text):
     assert not trained_tokens(spans, [], len(text)).any()
 
 
+@pytest.mark.parametrize(
+    ("spans", "trained", "marks"),
+    [
+        ([(0, 3), (4, 7)], (3, 4), [False, True]),  # white space left out of offsets (GPT-2)
+        ([(0, 3), (4, 4), (4, 7)], (3, 4), [False, True, False]),  # a token of white space alone
+        ([(0, 1), (1, 2), (1, 2)], (1, 2), [False, True, True]),  # one character, two bytes
+        ([(0, 1), (1, 1), (1, 2)], (1, 2), [False, True, True]),  # the same, in SentencePiece
+        ([(0, 0), (0, 3)], (0, 3), [True, True]),  # a space that is put before the text
+    ],
+)
+def test_a_token_stands_for_all_since_the_token_before_it(spans, trained, marks):
+    assert trained_tokens(spans, [trained], spans[-1][1]).tolist() == marks
+
+
 def test_bos_is_added_where_the_tokenizer_adds_it_and_nowhere_else(made, tmp_path):
     assert not made["byte level"].adds_bos
     assert byte_level(tmp_path / "adds", adds_bos=True).adds_bos
