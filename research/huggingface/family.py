@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -186,12 +187,11 @@ def _read_transposed(
 ) -> np.ndarray:
     """Read a range block by block, each turned while in the cache: half the time of one piece."""
     starts = range(rows.start, rows.stop, BLOCK_ROWS)
-    blocks = [slice(start, min(start + BLOCK_ROWS, rows.stop)) for start in starts]
-    turned = None
-    for block in blocks or [rows]:
-        part = read((block, columns))
-        if turned is None:
-            turned = np.empty((part.shape[1], rows.stop - rows.start), part.dtype)
+    blocks = [slice(start, min(start + BLOCK_ROWS, rows.stop)) for start in starts] or [rows]
+    parts = (read((block, columns)) for block in blocks)
+    first = next(parts)
+    turned = np.empty((first.shape[1], rows.stop - rows.start), first.dtype)
+    for block, part in zip(blocks, itertools.chain([first], parts), strict=True):
         turned[:, block.start - rows.start : block.stop - rows.start] = part.T
     return turned
 

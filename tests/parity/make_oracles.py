@@ -82,11 +82,6 @@ CASES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "tie_word_embeddings": False, "sliding_window": 5,
     },
-    "mistral": {
-        "model_type": "mistral", "hidden_size": 36, "intermediate_size": 45, "num_hidden_layers": 2,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
-        "rope_theta": 1000000.0, "tie_word_embeddings": True, "sliding_window": None,
-    },
 }  # fmt: skip
 CLASSES = {
     "llama": "LlamaForCausalLM",
