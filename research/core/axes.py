@@ -78,16 +78,25 @@ def axes_of(name: str) -> Axes | None:
     unknown = sorted({letter for group in groups for letter in group} - set(ALPHABET))
     if unknown or len(groups) > 3:
         raise ValueError(
-            f"parameter name {name!r}: unknown letters {unknown} or more than three groups; expected "
+            f"parameter name {name!r}: unknown letters {unknown} or over three groups; expected "
             "name_OUT, name_IN_OUT or name_E_IN_OUT with letters of research/core/axes.py"
         )
     bank, inputs, outputs = ["", "", *groups][-3:]
     return Axes(bank, inputs, outputs)
 
 
-def shape_of(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Give the shape of one parameter (without stacks) from the size of each letter."""
+def declared(name: str) -> Axes:
+    """Give the axes that a parameter's name declares.
+
+    Raises:
+      ValueError: it declares none.
+    """
     axes = axes_of(name)
     if axes is None:
         raise ValueError(f"parameter name {name!r} declares no axes; expected a name like gate_D_F")
-    return tuple(sizes[letter] for letter in axes.letters)
+    return axes
+
+
+def shape_of(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Give the shape of one parameter (without stacks) from the size of each letter."""
+    return tuple(sizes[letter] for letter in declared(name).letters)

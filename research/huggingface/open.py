@@ -6,7 +6,7 @@ from pathlib import Path
 
 from research.core.layout import Placement
 from research.huggingface.folder import load, open_folder
-from research.huggingface.peft import read_adapter
+from research.huggingface.peft import read_adapter, separates_head, untie
 from research.huggingface.pretrained import locate
 from research.models.compute import Compute
 from research.models.transformer import Params, Transformer
@@ -20,7 +20,8 @@ def open_model(
 ) -> tuple[Transformer, Params, Path | None]:
     """Give (model, parameters, the folder's tokenizer or None where it has none).
 
-    An adapter stays what it is, low-rank leaves over the folder's weights: nothing is merged.
+    An adapter stays what it is, low-rank leaves over the folder's weights: nothing is merged. Where
+    it adapts embedding and head of a tied model differently, the model gets a head of its own.
 
     Raises:
       FileNotFoundError, ValueError: as `open_folder`, `load` and `read_adapter`.
@@ -29,6 +30,8 @@ def open_model(
     model = Transformer(opened.architecture, place, compute)
     params = load(opened, model)
     if adapter is not None:
+        if separates_head(adapter, model):
+            model, params = untie(model, params)
         tuning, trainable = read_adapter(adapter, model, params)
         params = tuning.join(trainable, params)
     has_tokenizer = any((opened.path / name).is_file() for name in TOKENIZER_ALONE)

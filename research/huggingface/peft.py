@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from research.core.axes import axes_of
+from research.core.axes import declared
+from research.core.tree import Path as TreePath
+from research.core.tree import flatten, unflatten
 from research.huggingface import peft_config
 from research.huggingface.families.known import family_for
 from research.huggingface.family import tensors_of
@@ -22,7 +23,6 @@ from research.huggingface.folder import read_json
 from research.models.transformer import Params, Transformer
 from research.tuning.lora import Lora, Override, factor_names
 from research.tuning.targets import ALL_LINEAR
-from research.tuning.targets import Path as TreePath
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -59,7 +59,7 @@ class Module:
     @property
     def factors(self) -> tuple[TreePath, TreePath]:
         """Where our factors lie in the trainable tree."""
-        a_name, b_name = factor_names(axes_of(self.path[-1]))
+        a_name, b_name = factor_names(declared(self.path[-1]))
         return (*self.path, a_name), (*self.path, b_name)
 
     def write(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ def modules_of(model: Transformer) -> tuple[Module, ...]:
     """List the modules of a model that can carry an adapter, a tied head included."""
     family, found = family_for(model.arch), []
     for tensor in tensors_of(family, model.arch, model.abstract()):
-        axes = axes_of(tensor.path[-1])
+        axes = declared(tensor.path[-1])
         if axes.is_kernel:
             name, table = tensor.name.removesuffix(".weight"), axes.inputs == "V"
             found.append(Module(name=name, path=tensor.path, slot=tensor.slot, table=table))
@@ -108,7 +108,7 @@ def write_adapter(
         raise FileExistsError(
             f"{folder} exists and is not empty; remove it or choose another place"
         )
-    factors = {path: np.asarray(leaf, np.float32) for path, leaf in flatten_dict(trainable).items()}
+    factors = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(trainable).items()}
     modules = modules_of(model)
     adapted = [module for module in modules if module.factors[0] in factors]
     tensors: dict[str, np.ndarray] = {}
@@ -131,7 +131,7 @@ def _require_same(
     folder: Path, model: Transformer, tuning: Lora, factors: Mapping[TreePath, np.ndarray]
 ) -> None:
     back, trainable = read_adapter(folder, model)
-    read = flatten_dict(trainable)
+    read = flatten(trainable)
     same = factors.keys() == read.keys() and all(
         back.rank_and_alpha(path[:-1]) == tuning.rank_and_alpha(path[:-1])
         and np.array_equal(factors[path], np.asarray(read[path]))
@@ -158,7 +158,52 @@ def read_adapter(
       FileNotFoundError: a file is missing.
       ValueError: what does not fit, or would change the arithmetic, and the remedy.
     """
-    folder = Path(folder)
+    opened = _open(Path(folder), model, params)
+    if not opened.one_head:
+        raise ValueError(
+            f"{folder} adapts embedding and head differently, but in this model they are one "
+            "weight; give it a head of its own: research.huggingface.peft.untie(model, params)"
+        )
+    return _assemble(opened, model)
+
+
+def separates_head(folder: str | Path, model: Transformer) -> bool:
+    """Whether a tied model must be given a head of its own (`untie`) to carry the adapter.
+
+    By default PEFT adapts embedding and head of a tied model each on its own.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_adapter`.
+    """
+    return not _open(Path(folder), model, None).one_head
+
+
+def untie(model: Transformer, params: Params) -> tuple[Transformer, Params]:
+    """Give a tied model a head of its own, a copy of the embedding: the same function."""
+    arch = dataclasses.replace(model.arch, tied_head=False)
+    head_D_V = params[TABLE[0]].T
+    head_D_V = jax.device_put(head_D_V, model.place.weight("head_D_V", head_D_V.shape))
+    return dataclasses.replace(model, arch=arch), params | {"head_D_V": head_D_V}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter folder that fits its model: what was read, before it is ours.
+
+    Attributes:
+      modules: what it adapts, a tied head included.
+      ranks: module name -> (rank, alpha).
+      one_head: False where embedding and head of a tied model have different adapters.
+    """
+
+    config: Mapping[str, Any]
+    modules: tuple[Module, ...]
+    ranks: Mapping[str, tuple[int, float]]
+    tensors: Tensors
+    one_head: bool
+
+
+def _open(folder: Path, model: Transformer, params: Params | None) -> Adapter:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -171,18 +216,30 @@ def read_adapter(
     _require_keys(tensors, modules, where)
     ranks = {module.name: peft_config.rank_and_alpha(config, module.name) for module in modules}
     _require_shapes(tensors, modules, ranks, model, where)
-    if model.arch.tied_head:
-        _require_tied(tensors, modules, ranks, where)
-    return _assemble(config, model, [m for m in modules if not m.mirrored], ranks, tensors)
+    one_head = not model.arch.tied_head or _ends_agree(tensors, modules, ranks)
+    return Adapter(config=config, modules=modules, ranks=ranks, tensors=tensors, one_head=one_head)
 
 
-def _targets(config: Mapping[str, Any], model: Transformer) -> list[Module]:
+def _ends_agree(
+    tensors: Tensors, modules: Sequence[Module], ranks: Mapping[str, tuple[int, float]]
+) -> bool:
+    """Whether the two ends of a tied model have one adapter, or none."""
+    ends = [module for module in modules if module.path == TABLE]
+    if not ends:
+        return True
+    if len(ends) != 2 or ranks[ends[0].name] != ranks[ends[1].name]:
+        return False
+    pairs = zip(ends[0].read(tensors), ends[1].read(tensors), strict=True)
+    return all(np.array_equal(table, head) for table, head in pairs)
+
+
+def _targets(config: Mapping[str, Any], model: Transformer) -> tuple[Module, ...]:
     """List the modules that the config adapts; a tied head follows its table if it says so."""
     modules = modules_of(model)
     chosen = [module for module in modules if peft_config.is_target(config, module.name)]
     if config.get("ensure_weight_tying") and any(module.table for module in chosen):
         chosen += [module for module in modules if module.mirrored and module not in chosen]
-    return chosen
+    return tuple(chosen)
 
 
 def _without_base(
@@ -231,9 +288,9 @@ def _require_shapes(
     model: Transformer,
     where: Path,
 ) -> None:
-    leaves, problems = flatten_dict(model.abstract()), []
+    leaves, problems = flatten(model.abstract()), []
     for module in modules:
-        _, inputs, outputs = axes_of(module.path[-1]).matrix(leaves[module.path].shape)
+        _, inputs, outputs = declared(module.path[-1]).matrix(leaves[module.path].shape)
         inputs, outputs = (outputs, inputs) if module.mirrored else (inputs, outputs)
         rank = ranks[module.name][0]
         for key, shape in zip(module.keys, ((rank, inputs), (outputs, rank)), strict=True):
@@ -246,75 +303,53 @@ def _require_shapes(
         )
 
 
-def _require_tied(
-    tensors: Tensors,
-    modules: Sequence[Module],
-    ranks: Mapping[str, tuple[int, float]],
-    where: Path,
-) -> None:
-    """On a tied model, see that embedding and head have one adapter, as they are one weight."""
-    ends = [module for module in modules if module.path == TABLE]
-    same = len(ends) == 2 and ranks[ends[0].name] == ranks[ends[1].name]
-    if same:
-        pairs = zip(ends[0].read(tensors), ends[1].read(tensors), strict=True)
-        same = all(np.array_equal(table, head) for table, head in pairs)
-    if ends and not same:
-        raise ValueError(
-            f"{where} adapts embedding and head differently, but in this model they are one "
-            "weight; give it a head of its own: research.huggingface.peft.untie(model, params)"
-        )
-
-
-def untie(model: Transformer, params: Params) -> tuple[Transformer, Params]:
-    """Give a tied model a head of its own, a copy of the embedding: the same function."""
-    arch = dataclasses.replace(model.arch, tied_head=False)
-    return dataclasses.replace(model, arch=arch), params | {"head_D_V": params[TABLE[0]].T}
-
-
-def _assemble(
-    config: Mapping[str, Any],
-    model: Transformer,
-    modules: Sequence[Module],
-    ranks: Mapping[str, tuple[int, float]],
-    tensors: Tensors,
-) -> tuple[Lora, Params]:
-    """Stack the modules' factors over L, and say as a tuning what they are."""
-    leaves, kernels = flatten_dict(model.abstract()), {module.path for module in modules_of(model)}
+def _assemble(adapter: Adapter, model: Transformer) -> tuple[Lora, Params]:
+    """Say as a tuning what was read, and stack the factors over L."""
+    leaves, kernels = flatten(model.abstract()), {module.path for module in modules_of(model)}
     held: dict[TreePath, list[Module]] = {}
-    for module in modules:
-        held.setdefault(module.path, []).append(module)
-    largest = {path: max(ranks[module.name] for module in held[path]) for path in held}
+    for module in adapter.modules:
+        if not module.mirrored:
+            held.setdefault(module.path, []).append(module)
+    largest = {path: max(adapter.ranks[m.name] for m in found) for path, found in held.items()}
+    tuning = _tuning(adapter.config, largest, kernels)
+    factors: dict[TreePath, np.ndarray] = {}
+    for path, found in held.items():
+        parts = [(m.slot or 0, adapter.ranks[m.name], *m.read(adapter.tensors)) for m in found]
+        pair = _stack(tuning, path, leaves[path].shape, parts)
+        factors |= dict(zip(found[0].factors, pair, strict=True))
+    tree = unflatten(factors)
+    return tuning, jax.device_put(tree, model.place.weights(tree))
+
+
+def _tuning(
+    config: Mapping[str, Any],
+    ranks: Mapping[TreePath, tuple[int, float]],
+    kernels: Iterable[TreePath],
+) -> Lora:
     rank, alpha = config["r"], float(config["lora_alpha"])
     special: dict[tuple[int, float], list[TreePath]] = {}
-    for path, pair in largest.items():
+    for path, pair in ranks.items():
         if pair != (rank, alpha):
             special.setdefault(pair, []).append(path)
-    tuning = Lora(
+    return Lora(
         rank=rank,
         alpha=alpha,
         rslora=bool(config.get("use_rslora")),
         dropout=config.get("lora_dropout") or None,
-        targets=_named(held, kernels),
+        targets=_named(ranks, kernels),
         overrides=tuple(
             Override(target=target, rank=r, alpha=None if a == alpha else a)
             for (r, a), paths in sorted(special.items())
             for target in _named(paths, kernels)
         ),
     )
-    factors: dict[TreePath, np.ndarray] = {}
-    for path, found in held.items():
-        parts = [(module.slot or 0, ranks[module.name], *module.read(tensors)) for module in found]
-        pair = _stack(tuning, path, leaves[path].shape, parts)
-        factors |= dict(zip(found[0].factors, pair, strict=True))
-    tree = unflatten_dict(factors)
-    return tuning, jax.device_put(tree, model.place.weights(tree))
 
 
 def _stack(
     tuning: Lora, path: TreePath, shape: tuple[int, ...], parts: Iterable[tuple]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill the factors of one parameter; layers of another rank or alpha keep scale A B."""
-    axes, (rank, alpha) = axes_of(path[-1]), tuning.rank_and_alpha(path)
+    axes, (rank, alpha) = declared(path[-1]), tuning.rank_and_alpha(path)
     stacks, inputs, outputs = axes.matrix(shape)
     a = np.zeros((stacks, inputs, rank), np.float32)
     b = np.zeros((stacks, rank, outputs), np.float32)

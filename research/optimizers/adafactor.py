@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from research.core.axes import Axes, axes_of
+from research.core.axes import Axes, declared
 from research.core.parts import part, require
+from research.core.tree import flatten, unflatten
 from research.optimizers.matrices import descend, lift
 
 
@@ -61,12 +61,12 @@ class Adafactor:
     def init(self, trainable: Any) -> Any:
         """Make zero second moments, float32, factored where the matrix is large enough."""
         moments = {}
-        for path, leaf in flatten_dict(trainable).items():
-            axes = axes_of(path[-1])
+        for path, leaf in flatten(trainable).items():
+            axes = declared(path[-1])
             square = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
             parts = jax.eval_shape(lambda g: self._means(axes, g), square)  # noqa: B023
             moments[path] = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), parts)
-        return {"count": jnp.int32(0), "moments": unflatten_dict(moments)}
+        return {"count": jnp.int32(0), "moments": unflatten(moments)}
 
     def update(
         self, gradients: Any, state: Any, trainable: Any, learning_rate: jax.Array
@@ -74,18 +74,18 @@ class Adafactor:
         """Give (updates to add, new state)."""
         count = state["count"] + 1
         keep = 1.0 - count.astype(jnp.float32) ** -self.decay
-        weights, held = flatten_dict(lift(trainable)), _moments(state["moments"], trainable)
+        weights, held = flatten(lift(trainable)), _moments(state["moments"], trainable)
         directions, moments = {}, {}
-        for path, gradient in flatten_dict(lift(gradients)).items():
-            axes = axes_of(path[-1])
+        for path, gradient in flatten(lift(gradients)).items():
+            axes = declared(path[-1])
             means = self._means(axes, gradient * gradient + self.eps)
             moments[path] = jax.tree.map(
                 lambda old, new: keep * old + (1.0 - keep) * new, held[path], means
             )
             direction = gradient * _inverse_root(axes, moments[path])
             directions[path] = self._bounded(axes, direction, weights[path])
-        updates = descend(unflatten_dict(directions), trainable, learning_rate, self.weight_decay)
-        return updates, {"count": count, "moments": unflatten_dict(moments)}
+        updates = descend(unflatten(directions), trainable, learning_rate, self.weight_decay)
+        return updates, {"count": count, "moments": unflatten(moments)}
 
     def _means(self, axes: Axes, square: jax.Array) -> Any:
         """Give {row, column} means of one stack of matrices, or the array itself."""
@@ -136,7 +136,7 @@ def _rms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def _moments(moments: Any, trainable: Any) -> dict[tuple[str, ...], Any]:
     """List the moments (arrays, or row and column) by the path of their parameter."""
     found = {}
-    for path in flatten_dict(trainable):
+    for path in flatten(trainable):
         node = moments
         for key in path:
             node = node[key]

@@ -7,24 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.axes import Axes, axes_of
+from research.core.axes import declared
 
 
 def lift(tree: Any) -> Any:
     """Give the tree in float32: moments and updates are float32 whatever is trained."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
-
-def declared(path: tuple[Any, ...]) -> Axes:
-    """Give the axes that the parameter at a tree path declares.
-
-    Raises:
-      ValueError: its name declares none.
-    """
-    axes = axes_of(path[-1].key)
-    if axes is None:
-        raise ValueError(f"{jax.tree_util.keystr(path)} declares no axes; name it like gate_D_F")
-    return axes
 
 
 def descend(direction: Any, trainable: Any, learning_rate: Any, weight_decay: Any) -> Any:
@@ -37,7 +25,7 @@ def descend(direction: Any, trainable: Any, learning_rate: Any, weight_decay: An
     """
 
     def update(path: tuple, direction: jax.Array, weight: jax.Array) -> jax.Array:
-        if declared(path).is_kernel:
+        if declared(path[-1].key).is_kernel:
             direction = direction + weight_decay * weight.astype(jnp.float32)
         return -learning_rate * direction
 

@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from research.core.axes import axes_of
+from research.core.axes import axes_of, declared
 from research.core.parts import part, require
+from research.core.tree import flatten, unflatten
 from research.optimizers.adamw import AdamW
-from research.optimizers.matrices import declared, descend, lift
+from research.optimizers.matrices import descend, lift
 
 
 @part
@@ -68,8 +68,8 @@ class Muon:
         direction = jax.tree_util.tree_map_with_path(self._sized, direction)
         updates = descend(direction, kernels, learning_rate, self.weight_decay)
         rest_updates, rest = self.rest.update(other_slopes, state["rest"], others, learning_rate)
-        both = flatten_dict(updates) | flatten_dict(rest_updates)
-        return unflatten_dict(both), {"kernels": moments, "rest": rest}
+        both = flatten(updates) | flatten(rest_updates)
+        return unflatten(both), {"kernels": moments, "rest": rest}
 
     def _direction(self, kernels: Any) -> Any:
         return scale_by_muon(
@@ -80,7 +80,7 @@ class Muon:
         )
 
     def _sized(self, path: tuple, direction: jax.Array) -> jax.Array:
-        _, num_inputs, num_outputs = declared(path).matrix(direction.shape)
+        _, num_inputs, num_outputs = declared(path[-1].key).matrix(direction.shape)
         return direction * (self.rms * math.sqrt(max(num_inputs, num_outputs)))
 
 
@@ -89,7 +89,7 @@ def divide(tree: Any) -> tuple[Any, Any]:
 
     A factor of an adapter belongs with the parameter that it adapts.
     """
-    leaves = flatten_dict(tree)
+    leaves = flatten(tree)
 
     def orthogonal(path: tuple[str, ...]) -> bool:
         axes = [found for name in path if (found := axes_of(name))]
@@ -97,11 +97,11 @@ def divide(tree: Any) -> tuple[Any, Any]:
 
     kernels = {path: leaf for path, leaf in leaves.items() if orthogonal(path)}
     others = {path: leaf for path, leaf in leaves.items() if not orthogonal(path)}
-    return unflatten_dict(kernels), unflatten_dict(others)
+    return unflatten(kernels), unflatten(others)
 
 
 def _dimensions(path: tuple, kernel: jax.Array) -> MuonDimensionNumbers:
     del kernel
-    axes = declared(path)
+    axes = declared(path[-1].key)
     last, first = -len(axes.outputs), -len(axes.outputs) - len(axes.inputs)
     return MuonDimensionNumbers(tuple(range(first, last)), tuple(range(last, 0)))

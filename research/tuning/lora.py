@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from research.core.axes import Axes, axes_of
+from research.core.axes import Axes, declared
 from research.core.parts import part, require
+from research.core.tree import Path, flatten, unflatten
 from research.core.weights import contract, take
-from research.tuning.targets import ALL_LINEAR, Path, key_of, means, select
+from research.tuning.targets import ALL_LINEAR, key_of, means, select
 
 
 @jax.tree_util.register_dataclass
@@ -127,11 +127,11 @@ class Lora:
         Raises:
           ValueError: a target matches nothing; the error lists the names there are.
         """
-        leaves = flatten_dict(params)
+        leaves = flatten(params)
         paths = select(leaves, self.targets, "targets")
         select(paths, [override.target for override in self.overrides], "overrides")
         factors = {path: self._draw(path, leaves[path], key_of(key, path)) for path in paths}
-        return unflatten_dict(factors), params
+        return unflatten(factors), params
 
     def join(self, trainable: Any, frozen: Any, key: jax.Array | None = None) -> Any:
         """Give the tree with low-rank leaves; `key` draws the dropout masks of this call."""
@@ -177,7 +177,7 @@ class Lora:
 
     def _draw(self, path: Path, base: Any, key: jax.Array) -> dict[str, jax.Array]:
         """Make A and B of one target, with the stacks of its weight."""
-        axes, rank = axes_of(path[-1]), self.rank_and_alpha(path)[0]
+        axes, rank = declared(path[-1]), self.rank_and_alpha(path)[0]
         a_name, b_name = factor_names(axes)
         num_outputs = len(axes.outputs)
         outputs = base.shape[base.ndim - num_outputs :]
@@ -192,13 +192,13 @@ class Lora:
 
     def _replace(self, trainable: Any, frozen: Any, leaf: Any) -> Any:
         """Put `leaf(path, base, axes, a, scaled b)` where there are factors."""
-        leaves, factors = flatten_dict(frozen), flatten_dict(trainable)
+        leaves, factors = flatten(frozen), flatten(trainable)
         for path in sorted({path[:-1] for path in factors}):
-            axes = axes_of(path[-1])
+            axes = declared(path[-1])
             a_name, b_name = factor_names(axes)
             b = factors[*path, b_name] * self.scale(*self.rank_and_alpha(path))
             leaves[path] = leaf(path, leaves[path], axes, factors[*path, a_name], b)
-        return unflatten_dict(leaves)
+        return unflatten(leaves)
 
 
 def factor_names(axes: Axes) -> tuple[str, str]:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 import jax
 
 from research.core.axes import axes_of
+from research.core.tree import Path
 
 ALL_LINEAR = "all_linear"
-Path = tuple[str, ...]
 
 
 def select(paths: Iterable[Path], targets: Sequence[str], what: str) -> list[Path]:

@@ -18,7 +18,14 @@ from safetensors.numpy import load_file, save_file
 from research.core.layout import Layout
 from research.core.records import Batch
 from research.huggingface.folder import load, open_folder
-from research.huggingface.peft import CONFIG_NAME, WEIGHTS_NAME, read_adapter, untie, write_adapter
+from research.huggingface.peft import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    read_adapter,
+    separates_head,
+    untie,
+    write_adapter,
+)
 from research.models.architecture import Architecture
 from research.models.compute import Compute
 from research.models.transformer import Transformer
@@ -117,6 +124,8 @@ def test_an_adapter_that_parts_a_tied_head_is_refused_and_reads_into_an_untied_m
     model, params = base(True)
     with pytest.raises(ValueError, match=r"one weight; give it a head of its own"):
         read_adapter(ORACLES / "tied_apart", model, params)
+    assert separates_head(ORACLES / "tied_apart", model)
+    assert not separates_head(ORACLES / "tied_together", model)
     model, params = untie(model, params)
     tuning, trainable = read_adapter(ORACLES / "tied_apart", model, params)
     assert tuning == Lora(rank=3, alpha=6.0, targets=("embed_V_D", "head_D_V"))
