@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import curricula
+from configs import curricula, layouts
 from research.core.layout import Layout
 from research.core.parts import part
 from research.core.protocols import View
@@ -32,7 +32,7 @@ from research.tuning.lora import Lora
 
 FOLDER = Path(__file__).parents[2] / "experiments/assets/stories260k"
 ONE = Layout().on(jax.devices()[:1])
-EIGHT = Layout(axes=(("data", 8),)).on(jax.devices())
+EIGHT = layouts.fsdp().on(jax.devices())  # weights and rows both split
 KEY = jax.random.key(17)
 PREFIX = 5
 ENTROPY = PrefixEntropy(prefix_tokens=PREFIX)
