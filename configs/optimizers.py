@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name, with the settings that their authors or others found to work."""
+"""Optimisers and schedules by name, with settings that their authors or others found to work."""
 
 from __future__ import annotations
 
