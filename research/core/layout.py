@@ -70,8 +70,8 @@ class Layout:
             or (-1 in [size for _, size in self.axes] and math.prod(sizes) != len(devices))
         ):
             raise ValueError(
-                f"layout {dict(self.axes)} does not fit {len(devices)} devices; change the sizes so "
-                "that their product divides the devices (or use -1 for one axis)"
+                f"layout {dict(self.axes)} does not fit {len(devices)} devices; change the sizes "
+                "so that their product divides the devices (or use -1 for one axis)"
             )
         grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
         names = tuple(name for name, _ in self.axes)
@@ -125,15 +125,16 @@ class Placement:
             for axis in axes:
                 if axis in used:
                     raise ValueError(
-                        f"{what}: mesh axis {axis!r} is asked for by both {used[axis]} and {letter}; "
-                        "give one of them another mesh axis, or override this name in the layout"
+                        f"{what}: mesh axis {axis!r} is asked for by both {used[axis]} and "
+                        f"{letter}; give one of them another mesh axis, or override this name in "
+                        "the layout"
                     )
                 used[axis] = letter
             shards = math.prod(self.mesh.shape[a] for a in axes)
             if size % shards:
                 raise ValueError(
-                    f"{what}: axis {letter} has size {size}, which mesh axes {axes} of size {shards} "
-                    "do not divide; change the mesh, or override this name in the layout"
+                    f"{what}: axis {letter} has size {size}, which mesh axes {axes} of size "
+                    f"{shards} do not divide; change the mesh, or override this name in the layout"
                 )
             entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
         return P(*entries)
@@ -175,4 +176,12 @@ class Placement:
         rules = dict(self.layout.activations)
         return jax.lax.with_sharding_constraint(
             x, NamedSharding(self.mesh, self.spec(letters, x.shape, rules, letters))
+        )
+
+    def whole(self, weight: Any) -> Any:
+        """Gather a weight on every device, and reduce its gradient once; any kind of leaf."""
+        if self.mesh.size == 1:
+            return weight
+        return jax.tree.map(
+            lambda leaf: jax.lax.with_sharding_constraint(leaf, self.replicated), weight
         )

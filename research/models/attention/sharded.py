@@ -39,16 +39,13 @@ class Sharded:
 
         rules = {k: axes for k, axes in self.place.layout.activations if k in ("B", "K", "G")}
 
-        def spec(x: jax.Array, letters: str) -> jax.P:
-            return self.place.spec(letters, x.shape, rules, f"attention {letters}")
+        def spec(letters: str) -> jax.P:
+            return jax.P(*(rules.get(letter) for letter in letters))
 
-        queries, keys = spec(query_BTKGH, "BTKGH"), spec(key_BSKH, "BSKH")
-        seen_spec = spec(seen.query_segments_BT, "BT")
-        sinks_spec = jax.P() if sinks_KG is None else spec(sinks_KG, "KG")
         return jax.shard_map(
             attend,
             mesh=self.place.mesh,
-            in_specs=(queries, keys, keys, seen_spec, sinks_spec),
-            out_specs=queries,
+            in_specs=(spec("BTKGH"), spec("BSKH"), spec("BSKH"), spec("B"), spec("KG")),
+            out_specs=spec("BTKGH"),
             check_vma=False,
         )(query_BTKGH, key_BSKH, value_BSKH, seen, sinks_KG)
