@@ -7,12 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launch.memory import keep_freed_memory
 from launch.progress import LiveWatch
 from research.core.records import State
 from research.data.inspect import overview
 from research.experiment import Experiment
 from research.train.loop import train
-from research.train.prepare import prepare
+from research.train.prepare import Prepared, prepare
 from research.train.provenance import finish, is_finished, open_workdir
 
 
@@ -37,14 +38,27 @@ def run(
       NonFiniteError, CheckpointError: why the run stopped.
     """
     prepared = prepare(experiment)
+    if prepared.place.platform == "cpu":
+        keep_freed_memory()
     for line in open_workdir(prepared, workdir, list(command)):
         console.print(f"changed since this run began: {line}", markup=False)
     if not quiet:
         console.print(overview(prepared.pool))
+        if prepared.leaks:
+            console.print(leak_line(prepared), markup=False)
     with LiveWatch(console) as watch:
         state = train(prepared, workdir, watch, profile=profile)
     finish(workdir, int(state.learner.step))
     return state
+
+
+def leak_line(prepared: Prepared) -> str:
+    """Say how much of the pool the evaluators' items nearly repeat."""
+    first, pool = prepared.leaks[0], prepared.pool
+    return (
+        f"leakage: {len(prepared.leaks)} of {len(pool)} rows of the pool hold most of a test row's "
+        f"text, such as {first.pool_id} of {first.test_id} ({first.share:.0%} of its 13-grams)"
+    )
 
 
 def run_sweep(

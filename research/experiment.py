@@ -61,6 +61,7 @@ class Experiment:
       max_gradient_norm: clip the global norm to this; None: no clipping.
       max_withheld: non-finite updates that are tolerated in the whole run.
       sinks: where metrics go besides JSONL and TensorBoard (`research/report/sinks.py`).
+      max_leaked_fraction: share of the pool that may equal an evaluator's items.
       schedule_spans_round: fractions of the schedule refer to the round, not to the run.
     """
 
@@ -79,6 +80,7 @@ class Experiment:
     micro_batches: int = 1
     max_gradient_norm: float | None = 1.0
     max_withheld: int = 0
+    max_leaked_fraction: float = 0.0
     schedule_spans_round: bool = False
     compute: Compute = Compute()
     layout: Layout = Layout()

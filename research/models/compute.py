@@ -32,6 +32,7 @@ class Compute:
       attention: the back-end; None takes the best one for the mesh's platform.
       remat: which activations a layer keeps for the backward pass, by name (REMAT_POLICIES).
       vocabulary_chunk: positions a row whose logits exist at once; None: all.
+      scoring_rows: rows that the curriculum's scorer runs at once; changes no score.
       unroll: run layers as separate programs instead of one scan.
     """
 
@@ -41,6 +42,7 @@ class Compute:
     remat: str = "none"
     vocabulary_chunk: int | None = None
     unroll: bool = False
+    scoring_rows: int = 32
 
     def __post_init__(self) -> None:
         require(

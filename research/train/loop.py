@@ -142,6 +142,7 @@ def open_round(
             key=jax.random.key(experiment.seed_of("scoring")),
             place=prepared.place,
             stop_ids=prepared.stop_ids,
+            rows_per_batch=experiment.compute.scoring_rows,
             watch=watch.scoring,
         )
         held = curriculum.rescore(held, ids, scored.score_N, cycle.round, scored.cost.flops)

@@ -11,6 +11,7 @@ import jax
 from research.core.layout import Placement
 from research.core.parts import describe, vary
 from research.core.protocols import Tree
+from research.data.leakage import Leak
 from research.data.pool import Pool, open_pool
 from research.data.tokenizer import Tokenizer, open_tokenizer
 from research.experiment import Experiment
@@ -21,6 +22,7 @@ from research.models.architecture import Architecture
 from research.models.transformer import Transformer
 from research.score.views import Views, render_views
 from research.train.budget import affordable_clock, peak_flops_per_s, step_flops
+from research.train.leaks import find_leaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Prepared:
       experiment: as asked for, with the clock that its budget affords.
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
+      leaks: rows of the pool that say much of what an evaluator asks.
       views: the pool as the curriculum's estimator sees it; None where nothing is scored.
       stop_ids: tokens that end a generated answer.
       step_flops: analytic FLOPs of one step.
@@ -44,6 +47,7 @@ class Prepared:
     source: Mapping[str, Any]
     tokenizer: Tokenizer | None
     pool: Pool
+    leaks: tuple[Leak, ...]
     views: Views | None
     stop_ids: tuple[int, ...]
     step_flops: float
@@ -66,6 +70,7 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     path = tokenizer_path(experiment, weights)
     tokenizer = None if path is None else open_tokenizer(path)
     pool = open_pool(experiment.data, tokenizer, vocab_size=architecture.vocab_size)
+    leaks = find_leaks(experiment, pool, architecture.vocab_size)
     devices = jax.devices() if devices is None else devices
     place = experiment.layout.on(devices)
     shards = place.num_row_shards * experiment.micro_batches
@@ -87,6 +92,7 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
         source=describe_source(experiment, weights, architecture),
         tokenizer=tokenizer,
         pool=pool,
+        leaks=leaks,
         views=views,
         stop_ids=stop_ids(
             None if weights is None else weights.folder,

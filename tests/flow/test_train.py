@@ -10,8 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from research.checkpoint import Checkpoints, Store
 from research.core.layout import Layout
 from research.core.parts import vary
+from research.curriculum.budget import EqualCompute, EqualSteps
+from research.evaluate.likelihood import Likelihood
+from research.optimizers.schedules import Constant
+from research.score.views import scoring_flops
 from research.train.loop import NonFiniteError, train
 from research.train.prepare import prepare
 from research.train.step import compile_step, initialise, structure_of
@@ -164,3 +169,58 @@ def test_a_non_finite_update_is_withheld_and_named(tmp_path):
         run(poisoned, tmp_path / "run")
     assert "row-" in str(caught.value)
     assert "max_withheld=0" in str(caught.value)
+
+
+def test_a_pool_that_holds_test_rows_is_refused_by_name(tmp_path):
+    experiment = tiny_run(tmp_path)
+    tested = vary(experiment.data, {"pack": False})
+    experiment = vary(experiment, {"evaluators": (Likelihood(data=tested),)})
+    with pytest.raises(ValueError, match="29 of 29 rows of the pool are also tested"):
+        prepare(experiment)
+    assert len(prepare(vary(experiment, {"max_leaked_fraction": 1.0})).leaks) == NUM_EXAMPLES
+
+
+def test_equal_compute_pays_for_scoring_with_steps(tmp_path):
+    steps = {}
+    for name, budget in (("steps", EqualSteps()), ("compute", EqualCompute())):
+        changes = {"clock.steps": 40, "curriculum.budget": budget}
+        prepared = prepare(tiny_run(tmp_path, changes))
+        steps[name] = prepared.experiment.clock.steps
+    paid = (
+        2
+        * scoring_flops(
+            prepared.experiment.curriculum.estimator,
+            prepared.model.arch,
+            prepared.model.abstract(),
+            prepared.views,
+        ).sum()
+    )
+    assert steps["steps"] == 40
+    assert steps["compute"] == int((40 * prepared.step_flops - paid) / prepared.step_flops) < 40
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path):
+    tested = vary(tiny_run(tmp_path).data, {"pack": False})
+    changes = {
+        "clock.evaluate_every": 1,
+        "clock.steps": 8,
+        "schedule": Constant(peak_lr=0.2),  # too high: the first checkpoint is not the worst
+        "evaluators": (Likelihood(name="test", data=tested),),
+        "max_leaked_fraction": 1.0,
+        "checkpoints": Checkpoints(keep_last=1, keep_best=1, metric="test/loss_nats"),
+    }
+    run(tiny_run(tmp_path, changes), tmp_path / "run")
+    losses = {
+        line["step"]: line["metrics"]["loss_nats"]["value"]
+        for line in lines(tmp_path / "run" / "evaluations.jsonl")
+        if line["step"]
+    }
+    best = min(losses, key=losses.__getitem__)
+    with Store(tmp_path / "run" / "checkpoints", changes["checkpoints"]) as store:
+        assert store.best() == best
+        assert store.steps == sorted({best, 8})
+
+
+def test_a_profile_is_written_for_the_steps_asked_for(tmp_path):
+    train(prepare(tiny_run(tmp_path)), tmp_path / "run", Silent(), profile=(3, 4))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
