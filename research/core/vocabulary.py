@@ -33,14 +33,13 @@ def token_statistics(
     Positions are walked in chunks of `output.chunk_tokens` under remat, so that at most
     B x chunk_tokens x V logits exist at once; None makes them all at once.
 
-    Source: H = ln S - W/S as in `entropy_of_logits`; the log-sum-exp is shared.
+    The log-probability is differentiable, the entropy is a constant.
+
+    Source: H = ln S - W/S as in `entropy_of_logits`; the exponentials are shared.
     """
 
     def statistics(hidden_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BTV = output.project(hidden_BTD)
-        log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-        target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-        return target_BT - log_z_BT, entropy_of_logits(jax.lax.stop_gradient(logits_BTV))
+        return _statistics(output.project(hidden_BTD), targets_BT)
 
     chunk_tokens = output.chunk_tokens
     num_rows, num_positions, width = output.hidden_BTD.shape
@@ -58,3 +57,32 @@ def token_statistics(
         lambda chunks: chunks.swapaxes(0, 1).reshape(num_rows, -1)[:, :num_positions], stacked
     )
     return logprob_BT, entropy_BT
+
+
+@jax.custom_vjp
+def _statistics(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _statistics_forward(logits_BTV, targets_BT)[0]
+
+
+def _statistics_forward(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[tuple, tuple]:
+    """Give (log p(target), H), and for the backward pass the logits with ln Z alone."""
+    top_BT1 = jnp.max(logits_BTV, axis=-1, keepdims=True)
+    shifted_BTV = logits_BTV - top_BT1
+    e_BTV = jnp.exp(shifted_BTV)
+    s_BT = jnp.sum(e_BTV, axis=-1)
+    w_BT = jnp.sum(jnp.where(e_BTV > 0, shifted_BTV, 0.0) * e_BTV, axis=-1)
+    log_z_BT = top_BT1[..., 0] + jnp.log(s_BT)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    entropy_BT = jnp.maximum(jnp.log(s_BT) - w_BT / s_BT, 0.0)
+    return (target_BT - log_z_BT, entropy_BT), (logits_BTV, targets_BT, log_z_BT)
+
+
+def _statistics_backward(kept: tuple, bars: tuple) -> tuple[jax.Array, None]:
+    """d log p(target) / d z_v = [v = target] - exp(z_v - ln Z): one pass, nothing is scattered."""
+    logits_BTV, targets_BT, log_z_BT = kept
+    hit_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1], dtype=targets_BT.dtype)
+    p_BTV = jnp.exp(logits_BTV - log_z_BT[..., None])
+    return (jnp.where(hit_BTV, 1.0, 0.0) - p_BTV) * bars[0][..., None], None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward)
