@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -73,9 +72,14 @@ class Layout:
                 f"layout {dict(self.axes)} does not fit {len(devices)} devices; change the sizes "
                 "so that their product divides the devices (or use -1 for one axis)"
             )
-        grid = np.asarray(devices[: math.prod(sizes)]).reshape(sizes)
         names = tuple(name for name, _ in self.axes)
-        return Placement(self, Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names)))
+        mesh = jax.make_mesh(  # orders a TPU's devices so that neighbours are linked
+            tuple(sizes),
+            names,
+            axis_types=(AxisType.Auto,) * len(names),
+            devices=devices[: math.prod(sizes)],
+        )
+        return Placement(self, mesh)
 
 
 class Placement:

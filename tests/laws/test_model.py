@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +259,19 @@ def test_a_tied_head_has_no_matrix_of_its_own():
     output = tied.apply(made, rows([(0, text(30, 5))]))
     want = jnp.einsum("BTD,VD->BTV", output.hidden_BTD, made["embed_V_D"])
     assert_close(output.logits(), want)
+
+
+def test_fsdp_gathers_weights_and_never_the_activations_of_all_rows():
+    model = model_with(layout=layouts.fsdp(), arch=ONE_SCAN)
+    weights = model.abstract()
+    placed = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        (weights, TRAINED),
+        (model.place.weights(weights), model.place.batch(TRAINED)),
+    )
+    run = jax.jit(lambda params, batch: model.apply(params, batch).hidden_BTD)
+    program = run.lower(*placed).compile().as_text()
+    moved = re.findall(r"= (\S+) (?:all-gather|all-reduce|all-to-all)(?:-start)?\(", program)
+    assert any(shape.startswith(f"f32[{V},{D}]") for shape in moved)  # the embedding
+    num_rows = TRAINED.tokens_BT.shape[0]
+    assert not any(shape.startswith(f"f32[{num_rows},{T}") for shape in moved)
