@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -138,9 +138,15 @@ class Curriculum:
         )
 
     @property
+    def scorer(self) -> Estimator | None:
+        """The estimator that is run over the pool when a round opens; None: nothing is run."""
+        runs = self.estimator is not None and bool(self.estimator.views)
+        return cast(Estimator, self.estimator) if runs else None
+
+    @property
     def scores_pool(self) -> bool:
         """Whether the scorer runs when a round opens."""
-        return self.estimator is not None and bool(self.estimator.views)
+        return self.scorer is not None
 
     @property
     def records(self) -> bool:

@@ -56,10 +56,10 @@ def affordable_clock(
     is charged at the pool's mean, since which part it is depends on the scores.
     """
     clock, curriculum = experiment.clock, experiment.curriculum
-    if views is None:
+    if views is None or curriculum.scorer is None:
         return clock
     joined, _ = abstract_trees(experiment, model)
-    flops_X = scoring_flops(curriculum.estimator, model.arch, joined, views)
+    flops_X = scoring_flops(curriculum.scorer, model.arch, joined, views)
     rows = sum(
         curriculum.rows_to_score(len(flops_X), round_) for round_ in range(curriculum.rounds)
     )

@@ -131,9 +131,9 @@ def open_round(
     experiment, curriculum = prepared.experiment, prepared.experiment.curriculum
     held, order = state.curriculum, experiment.seed_of("order")
     ids = curriculum.ids_to_score(held, cycle.round, order)
-    if len(ids):
+    if curriculum.scorer is not None and prepared.views is not None and len(ids):
         scored = score_pool(
-            curriculum.estimator,
+            curriculum.scorer,
             prepared.model,
             experiment.tuning.join(state.learner.trainable, state.frozen),
             prepared.views,
@@ -178,7 +178,7 @@ def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
     ids, held = curriculum.plan(
         state.curriculum, num_rows * data.segments, experiment.seed_of("order")
     )
-    rows, leftovers = pack(ids, pool.lengths_X, num_rows, data.row_tokens, data.segments)
+    rows, leftovers = pack(ids.tolist(), pool.lengths_X, num_rows, data.row_tokens, data.segments)
     held = curriculum.put_back(held, leftovers)
     for number, step_rows in steps_of(cycle, rows):
         if not any(step_rows):

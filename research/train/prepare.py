@@ -80,8 +80,8 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
             f"x {experiment.micro_batches} micro-batches; change rows, the layout or micro_batches"
         )
     model = Transformer(architecture, place, experiment.compute)
-    curriculum = experiment.curriculum
-    views = render_views(curriculum.estimator, pool) if curriculum.scores_pool else None
+    scorer = experiment.curriculum.scorer
+    views = None if scorer is None else render_views(scorer, pool)
     flops = step_flops(experiment, model)
     clock = affordable_clock(experiment, model, views, flops)
     return Prepared(
