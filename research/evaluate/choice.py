@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class MultipleChoice:
           ValueError: a row is not multiple choice, or too long; the error names it.
         """
         gold_X = [_gold(example) for example in pool.examples]
-        items: list[dict] = [{} for _ in gold_X]
+        items: list[dict[str, Any]] = [{} for _ in gold_X]
         for by in self.by:
             asked = [_options(example, pool, by, subject) for example in pool.examples]
             flat = [option for options in asked for option in options]
@@ -70,7 +70,7 @@ class MultipleChoice:
                 if by == "text":
                     widths = [len(str(text).encode()) for text in example.row["options"]]
                     item |= _verdict("accuracy_text_per_byte", log_p / np.maximum(widths, 1), gold)
-        return items
+        return [*items]
 
 
 def _verdict(name: str, score: np.ndarray, gold: int) -> Item:
@@ -95,7 +95,8 @@ def _options(example: Example, pool: Pool, by: str, subject: Subject) -> list[Ex
         compose({**example.row, "answer": k}, subject.tokenizer, view, rendering, example.id)
         for k in range(len(example.row["options"]))
     ]
-    specials = {*subject.stop_ids, subject.tokenizer.eos_id}
+    eos = None if subject.tokenizer is None else subject.tokenizer.eos_id
+    ends = [*subject.stop_ids, *([] if eos is None else [eos])]
     made = []
     for tokens, trained in tokenize(composed, subject.tokenizer, view):
         if len(tokens) > pool.data.row_tokens:
@@ -103,6 +104,6 @@ def _options(example: Example, pool: Pool, by: str, subject: Subject) -> list[Ex
                 f"{example.where}: {len(tokens)} tokens with an option, more than row_tokens="
                 f"{pool.data.row_tokens}; raise it"
             )
-        scored = trained & ~np.isin(tokens, [t for t in specials if t is not None])
+        scored = trained & ~np.isin(tokens, ends)
         made.append(dataclasses.replace(example, tokens=tokens, trained=scored))
     return made

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import scipy.optimize
 import scipy.stats
+from numpy.typing import ArrayLike
 
 from research.evaluate.results import Estimate
 
@@ -41,7 +42,7 @@ class Difference:
     items: int = 0
 
 
-def mean_interval(values: Sequence[float]) -> Estimate:
+def mean_interval(values: ArrayLike) -> Estimate:
     """Give the mean with Student's t interval: mean +- t(n - 1) s / sqrt(n).
 
     One value has no interval: its bounds are NaN.
@@ -67,7 +68,7 @@ def proportion(successes: int, count: int) -> Estimate:
     )
 
 
-def influence(sum_X: Sequence[float], count_X: Sequence[float]) -> np.ndarray:
+def influence(sum_X: ArrayLike, count_X: ArrayLike) -> np.ndarray:
     """Spread a ratio of sums over its items: values whose mean is the ratio.
 
     u_i = r + (sum_i - r count_i) X / sum(count), r = sum(sum) / sum(count). The t interval of u is
@@ -85,7 +86,7 @@ def influence(sum_X: Sequence[float], count_X: Sequence[float]) -> np.ndarray:
     return ratio + (s - ratio * c) * (c.size / total)
 
 
-def ratio_interval(sum_X: Sequence[float], count_X: Sequence[float]) -> Estimate:
+def ratio_interval(sum_X: ArrayLike, count_X: ArrayLike) -> Estimate:
     """Estimate sum(sum) / sum(count) over items: Wilson for yes/no items, else the t interval.
 
     Items that are all wholly wrong, or all wholly right, count as yes/no too: they have no spread,
@@ -100,7 +101,7 @@ def ratio_interval(sum_X: Sequence[float], count_X: Sequence[float]) -> Estimate
     return dataclasses.replace(estimate, value=float(s.sum() / c.sum()))
 
 
-def paired_bootstrap(difference_X: Sequence[float], seed: int = 0) -> Difference:
+def paired_bootstrap(difference_X: ArrayLike, seed: int = 0) -> Difference:
     """Resample items and give the mean difference with its percentile interval.
 
     p is twice the smaller share of resampled means on either side of 0 (itself counted once).
@@ -178,10 +179,10 @@ def _level_at(half_width: Callable[[float], float], distance: float) -> float:
     """Give the level whose interval just reaches `distance`."""
     if distance >= half_width(SMALLEST_P):
         return SMALLEST_P
-    exponent = scipy.optimize.brentq(
-        lambda x: half_width(math.exp(x)) - distance, math.log(SMALLEST_P), 0.0
+    found = scipy.optimize.root_scalar(
+        lambda x: half_width(math.exp(x)) - distance, bracket=(math.log(SMALLEST_P), 0.0)
     )
-    return math.exp(exponent)
+    return math.exp(found.root)
 
 
 def _standard_errors(d: np.ndarray) -> tuple[float, float]:
@@ -221,7 +222,7 @@ class Discordance:
         return (self.only_first + self.only_second) / self.items
 
 
-def mcnemar(first_X: Sequence[float], second_X: Sequence[float]) -> Discordance:
+def mcnemar(first_X: ArrayLike, second_X: ArrayLike) -> Discordance:
     """Test whether two arms are right equally often on the same yes/no items, exactly.
 
     Source: McNemar 1947; under the null the discordant items are Binomial(n, 1/2).
@@ -240,7 +241,7 @@ def mcnemar(first_X: Sequence[float], second_X: Sequence[float]) -> Discordance:
     return Discordance(only_first=only_first, only_second=only_second, items=first.size, p=p)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: ArrayLike) -> list[float]:
     """Correct p-values for their number; any dependence between them is allowed.
 
     The k-th smallest of m becomes max over j <= k of min(1, (m - j + 1) p_(j)).
@@ -255,7 +256,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def spearman(first_X: Sequence[float], second_X: Sequence[float]) -> Estimate:
+def spearman(first_X: ArrayLike, second_X: ArrayLike) -> Estimate:
     """Correlate two rankings; the interval is Fisher's with Bonett and Wright's variance.
 
     NaN where one side is constant or fewer than 4 pairs are finite.
@@ -268,7 +269,7 @@ def spearman(first_X: Sequence[float], second_X: Sequence[float]) -> Estimate:
     nan = float("nan")
     if first.size < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Estimate(value=nan, count=first.size, low=nan, high=nan)
-    r = float(scipy.stats.spearmanr(first, second).statistic)
+    r = float(np.asarray(scipy.stats.spearmanr(first, second))[0])
     if abs(r) > 1 - 1e-12:
         return Estimate(value=r, count=first.size, low=r, high=r)
     half = scipy.stats.norm.ppf(1 - LEVEL / 2) * np.sqrt((1 + r * r / 2) / (first.size - 3))
@@ -276,7 +277,7 @@ def spearman(first_X: Sequence[float], second_X: Sequence[float]) -> Estimate:
     return Estimate(value=r, count=first.size, low=float(low), high=float(high))
 
 
-def overlap_at(first_X: Sequence[float], second_X: Sequence[float], fraction: float) -> float:
+def overlap_at(first_X: ArrayLike, second_X: ArrayLike, fraction: float) -> float:
     """Give the share of the top `fraction` by one score that is in the top by the other.
 
     Chance is `fraction`. Ties go to the lower index, as in selection.
@@ -316,4 +317,4 @@ def detectable_paired_difference(discordance: float, items: int) -> float:
 
     if discordance <= 0 or excess(discordance) < 0:
         return float("inf")
-    return float(scipy.optimize.brentq(excess, 0.0, discordance))
+    return float(scipy.optimize.root_scalar(excess, bracket=(0.0, discordance)).root)

@@ -81,7 +81,7 @@ class Subject:
         pending, done = [], 0
         batches = list(batches_of(lengths_X, np.arange(len(examples)), rows, None))
         for number, (ids, bucket) in enumerate(batches):
-            batch = single_batch([examples[x] for x in ids], ids, rows, bucket)
+            batch = single_batch([examples[x] for x in ids], ids.tolist(), rows, bucket)
             pending.append((ids, ask(jax.device_put(batch, self.place.batch(batch)))))
             while len(pending) > (IN_FLIGHT if number + 1 < len(batches) else 0):
                 ids, answer = pending.pop(0)

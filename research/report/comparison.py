@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -100,7 +101,10 @@ def over_seeds(arm: Arm, evaluation: str, metric: str, slice_: str = "") -> Esti
     if not values:
         return None
     if len(values) == 1:
-        return Estimate(**{k: float("nan") if v is None else v for k, v in values[0].items()})
+        known = {name: math.nan if v is None else v for name, v in values[0].items()}
+        return Estimate(
+            value=known["value"], count=int(known["count"]), low=known["low"], high=known["high"]
+        )
     return mean_interval([value["value"] for value in values])
 
 

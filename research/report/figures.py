@@ -6,13 +6,18 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
-from research.evaluate.statistics import mean_interval, spearman
+from research.evaluate.results import Estimate
+from research.evaluate.statistics import spearman
+from research.report.document import interval, number
 from research.report.runs import Arm, Round, Run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose
@@ -70,7 +75,7 @@ def learning_curves(
 ) -> bytes | None:
     """Draw a metric against updates, and against compute where it was recorded.
 
-    The band is Student's 95 % interval over seeds; of one seed, the interval over items.
+    Mean over seeds, band from the lowest to the highest seed.
     """
     against = [("step (updates)", lambda run, step: step)]
     if any(sum(run.flops()) for arm in arms for run in arm.runs):
@@ -92,24 +97,20 @@ def learning_curves(
 def _learning_curve(
     axes: Axes, arm: Arm, look: dict, evaluation: str, metric: str, place: Callable
 ) -> bool:
-    points: dict[int, list[tuple[float, dict]]] = {}
+    points: dict[int, list[tuple[float, float]]] = {}
     for run in arm.runs:
         for line in run.evaluations:
             estimate = line["metrics"].get(metric)
             if line["name"] == evaluation and estimate and estimate["value"] is not None:
                 x = place(run, line["step"])
-                points.setdefault(line["step"], []).append((x, estimate))
+                points.setdefault(line["step"], []).append((x, estimate["value"]))
     if not points:
         return False
-    rows = []
-    for step in sorted(points):
-        found = [estimate for _, estimate in points[step]]
-        over = mean_interval([estimate["value"] for estimate in found])
-        low, high = (over.low, over.high) if len(found) > 1 else (found[0]["low"], found[0]["high"])
-        rows.append((np.mean([x for x, _ in points[step]]), over.value, low, high))
-    x, value, low, high = np.asarray(rows, np.float64).T
-    axes.plot(x, value, marker="o", ms=3, lw=1.4, label=arm.name, **look)
-    _band(axes, x, low, high, look)
+    steps = [np.transpose(points[step]) for step in sorted(points)]
+    x = [np.mean(places) for places, _ in steps]
+    mean = [np.mean(values) for _, values in steps]
+    axes.plot(x, mean, marker="o", ms=3, lw=1.4, label=arm.name, **look)
+    _band(axes, x, [min(values) for _, values in steps], [max(values) for _, values in steps], look)
     return True
 
 
@@ -183,35 +184,60 @@ def _score_spread(axes: Axes, runs: Sequence[Run]) -> None:
     )  # fmt: skip
     axes.set(xlabel="round", ylabel="score (nats)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(axes, 2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
+    _title(axes, "Pool and selection by round")
 
 
 def _last_choice(axes: Axes, runs: Sequence[Run]) -> None:
     """The pool's scores when the last round opened, and which of them were selected."""
     last = runs[0].rounds[-1]
     scores = last.scores[np.isfinite(last.scores)]
-    bins = np.histogram_bin_edges(scores, bins=min(40, max(8, round(len(scores) ** 0.5))))
+    count = min(40, max(8, round(len(scores) ** 0.5)))
+    bins = np.histogram_bin_edges(scores, bins=count).tolist()
     axes.hist(scores, bins=bins, color=POOL, alpha=0.6, label="pool")
     axes.hist(last.scores[last.selected], bins=bins, color=SELECTED, alpha=0.75, label="selected")
     axes.set(xlabel=f"score when round {last.number} opened (nats)", ylabel="examples")
     _legend(axes, 2)
+    _title(axes, f"What round {last.number} selected, seed {runs[0].seed}")
 
 
 def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
-    """An example's score against its loss when that round first trained on it."""
-    pairs = np.concatenate([scores_and_losses(run) for run in runs])
+    """An example's score against its loss when that round first trained on it; colour: round."""
+    found = np.concatenate([scores_and_losses(run) for run in runs])
     axes.set(
         xlabel="score when the round opened (nats)", ylabel="loss when trained on (nats a token)"
     )
-    if len(pairs):
-        axes.scatter(*pairs.T, s=6, color=COLOURS[0], alpha=_faint(len(pairs)), lw=0)
-        _note(axes, f"Spearman {_rank(spearman(*pairs.T))}")
-    else:
-        _note(axes, "no losses of single examples were recorded")
+    if not len(found):
+        _title(axes, "Score and loss: no losses were recorded")
+        return
+    last = max(found[:, 0].max(), 1)
+    for number_ in np.unique(found[:, 0]):
+        points = found[found[:, 0] == number_, 1:]
+        colour = colormaps["cividis"](0.9 * number_ / last)
+        label = f"round {number_:.0f}" if number_ in (0, last) else None
+        axes.scatter(*points.T, s=6, color=colour, alpha=_faint(len(found)), lw=0, label=label)
+    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, markerscale=2, handletextpad=0.1)
+    _title(axes, f"Score and loss within rounds: {_rank(agreement(runs))}")
+
+
+def agreement(runs: Sequence[Run]) -> Estimate:
+    """Correlate score and loss inside each round of each run, and pool the ranks.
+
+    Over all rounds at once the two would agree or not because both change as training goes on.
+    """
+    ranks = [np.zeros((0, 2))]
+    for run in runs:
+        found = scores_and_losses(run)
+        for number_ in np.unique(found[:, 0]):
+            points = found[found[:, 0] == number_, 1:]
+            ranks.append(rankdata(points, axis=0) / (len(points) + 1))
+    return spearman(*np.concatenate(ranks).T)
 
 
 def scores_and_losses(run: Run) -> np.ndarray:
-    """Pair each selected example's score with its loss when the round first trained on it."""
+    """Give (round, score, loss) of each selected example when its round first trained on it."""
     opened = {round_.number: round_ for round_ in run.rounds}
     seen = {line["step"]: line["loss_nats"] for line in run.losses}
     first: dict[tuple[int, int], float] = {}
@@ -222,8 +248,8 @@ def scores_and_losses(run: Run) -> np.ndarray:
             for example, loss in zip(ids, losses, strict=True):
                 if loss is not None:
                     first.setdefault((line["round"], example), loss)
-    pairs = [(opened[number].scores[example], loss) for (number, example), loss in first.items()]
-    found = np.asarray(pairs, np.float64).reshape(-1, 2)
+    rows = [(n, opened[n].scores[example], loss) for (n, example), loss in first.items()]
+    found = np.asarray(rows, np.float64).reshape(-1, 3)
     return found[np.isfinite(found).all(axis=1)]
 
 
@@ -236,13 +262,11 @@ def _score_memory(axes: Axes, runs: Sequence[Run]) -> None:
     low, high = np.nanmin([first, last]), np.nanmax([first, last])
     axes.plot([low, high], [low, high], color=INK, lw=0.7, ls=":")
     axes.set(xlabel="score in round 0 (nats)", ylabel=f"score in round {number} (nats)")
-    _note(axes, f"Spearman {_rank(spearman(first, last))}")
+    _title(axes, f"First and last score: {_rank(spearman(first, last))}")
 
 
-def _rank(estimate) -> str:
-    if not np.isfinite(estimate.value):
-        return "undefined"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+def _rank(found: Estimate) -> str:
+    return f"{number(found.value, 2)} {interval(found.low, found.high, 2)}"
 
 
 def _faint(count: int) -> float:
@@ -275,7 +299,7 @@ def _figure(count: int, *, width: float, height: float, rows: int = 1) -> tuple[
     return figure, list(panels)
 
 
-def _band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, look: dict) -> None:
+def _band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, look: dict) -> None:
     axes.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
 
 
@@ -284,8 +308,8 @@ def _legend(axes: Axes, entries: int) -> None:
         axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
 
-def _note(axes: Axes, text: str) -> None:
-    axes.text(0.02, 0.98, text, transform=axes.transAxes, va="top", fontsize=SMALL, color=INK)
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=SMALL, color=INK)
 
 
 def _png(figure: Figure) -> bytes:

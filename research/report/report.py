@@ -103,8 +103,8 @@ def _learning_section(arms: Sequence[Arm], control: str) -> Section:
     for evaluation, metric in evaluations_of(arms).items():
         caption = (
             f"{figures.label_of(metric)} on {evaluation}, against updates and, where it was "
-            "recorded, against compute with scoring charged. Band: 95 % interval, Student's over "
-            "seeds, or over items where there is one seed."
+            "recorded, against compute with scoring charged. Line: mean over seeds; band: lowest "
+            "to highest seed."
         )
         png = figures.learning_curves(arms, look, evaluation, metric)
         drawn.append(_plot(f"evaluation-{evaluation}", png, caption[0].upper() + caption[1:]))
@@ -126,8 +126,8 @@ def _curriculum_section(arms: Sequence[Arm], control: str) -> Section:
             f"The curriculum of {arm.name}. Top: scores by round, quantiles averaged over seeds "
             f"(grey: middle 50 % and 90 % of the pool; points: what was selected); scores and "
             f"choice of the last round, seed {arm.runs[0].seed}. Bottom: score against the loss "
-            "that training then saw; the last round's score against the first round's. Intervals "
-            "of Spearman's rank correlation are at 95 %."
+            "that training then saw; the last round's score against the first round's; both with "
+            "Spearman's rank correlation and its 95 % interval."
         )
         drawn.append(_plot(f"curriculum-{arm.name}", figures.curriculum(arm), caption))
     return Section(

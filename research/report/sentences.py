@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from research.evaluate.statistics import spearman
 from research.report.comparison import Standing
 from research.report.document import (
     estimate,
@@ -16,7 +15,7 @@ from research.report.document import (
     p_value,
     signed,
 )
-from research.report.figures import scores_and_losses, selection_history
+from research.report.figures import agreement, selection_history
 from research.report.runs import Arm
 
 CLOSE = 0.02  # compute within 2 % is called equal: whole steps cannot match a budget exactly
@@ -120,18 +119,17 @@ def _curriculum(arm: Arm) -> str:
     runs = [run for run in arm.runs if run.rounds and np.isfinite(run.rounds[-1].scores).any()]
     if not runs:
         return ""
-    first = np.mean([np.nanmean(run.rounds[0].scores) for run in runs])
-    last = np.mean([np.nanmean(run.rounds[-1].scores) for run in runs])
+    first = float(np.mean([np.nanmean(run.rounds[0].scores) for run in runs]))
+    last = float(np.mean([np.nanmean(run.rounds[-1].scores) for run in runs]))
     history = np.mean([selection_history(run.rounds)[-1] for run in runs], axis=0)
     said = (
         f"{arm.name}: the pool's mean score went from {number(first)} to {number(last)} nats over "
         f"{len(runs[0].rounds)} rounds; {history[1]:.0%} of the pool was selected at least once"
     )
-    pairs = np.concatenate([scores_and_losses(run) for run in runs])
-    if len(pairs) >= 4:
-        found = spearman(*pairs.T)
+    found = agreement(runs)
+    if np.isfinite(found.value):
         said += (
-            f", and score and training loss correlate at {number(found.value, 2)} "
+            f", and within a round score and training loss correlate at {number(found.value, 2)} "
             f"{interval(found.low, found.high, 2)} (Spearman)"
         )
     return said + "."

@@ -67,9 +67,12 @@ class EventFile:
         self._event(step=step, summary={"value": values})
 
     def _event(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto import event_pb2
 
-        self._pending.append(Event(wall_time=time.time(), **fields).SerializeToString())
+        event = event_pb2.Event(  # pyright: ignore[reportAttributeAccessIssue]  (made at import)
+            wall_time=time.time(), **fields
+        )
+        self._pending.append(event.SerializeToString())
 
     def commit(self) -> None:
         """Append what was taken to the file."""

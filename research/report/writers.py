@@ -100,7 +100,8 @@ class Record:
         other array is kept as it is.
         """
         content = io.BytesIO()
-        np.savez(content, step=np.int64(step), **{k: np.asarray(v) for k, v in arrays.items()})
+        held: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
+        np.savez(content, step=np.int64(step), **held)
         write_whole(self._workdir / "rounds" / f"{number:04d}.npz", content.getvalue())
 
     def commit(self) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from research.report.lines import encode, read_lines
 from research.report.sinks import MlFlow, WeightsAndBiases
 from research.report.writers import Record
 
+ROOT = Path(__file__).parents[2]
 CYCLE = 3  # steps
 
 
@@ -112,8 +115,22 @@ def test_tensorboard_reads_the_record_and_forgets_what_was_taken_back(tmp_path):
     seen = {event.step: event.value for event in events.Scalars("train/loss_nats")}
     assert seen == pytest.approx({3: 1 / 3, 6: 1 / 6, 9: 42.0})
     assert {e.step for e in events.Scalars("evaluate/held-out/loss_nats")} == {3, 6}
-    assert "tensorflow" not in sys.modules
-    assert "torch" not in sys.modules
+
+
+def test_recording_needs_neither_tensorflow_nor_torch(tmp_path):
+    program = """
+import pathlib, sys
+from research.report.writers import Record
+record = Record(pathlib.Path(sys.argv[1]))
+record.truncate_to(0)
+record.metrics(3, {"loss_nats": 1.0})
+record.close()
+sys.exit(f"imported: {found}" if (found := {"tensorflow", "torch"} & sys.modules.keys()) else 0)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_a_sink_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
