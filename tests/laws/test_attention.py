@@ -306,10 +306,25 @@ def test_splash_equals_the_reference_with_each_mask(features):
 
 
 def temporary_bytes(backend, length: int) -> int:
-    """Memory that the compiled forward and backward pass needs beside operands and results."""
-    x = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in draw(0, length).items()}
-    place = jax.ShapeDtypeStruct((B, length), jnp.int32)
-    lowered = compiled(backend, **PLAIN).lower(x, place, place, place, place)
+    """Memory that two rematerialised layers need beside their operands and gradients."""
+
+    def loss(scale_L, query, key, value, positions, segments):
+        seen = Visibility(
+            query_positions_BT=positions,
+            query_segments_BT=segments,
+            key_positions_BS=positions,
+            key_segments_BS=segments,
+        )
+
+        def layer(query, scale):
+            return backend(query * scale, key * scale, value, seen, scale=SCALE), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), query, scale_L)[0])
+
+    operands = [draw(0, length)[name] for name in ("query", "key", "value")]
+    lowered = jax.jit(jax.grad(loss)).lower(
+        np.ones(2, np.float32), *operands, *packed((length,), (length,), length=length)
+    )
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -153,6 +153,21 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), x, 0.0)
 
 
+def _loop(step: Any, carry: tuple, pairs: np.ndarray) -> tuple:
+    """Step through the pairs in a `while_loop`.
+
+    From a `scan` inside a scan over layers, jax lifts whatever does not depend on the layer: the
+    masks of all pairs at once, T S of them a row.
+    """
+    listed, count = jnp.asarray(pairs, jnp.int32), len(pairs)
+
+    def body(state: tuple) -> tuple:
+        index, carry = state
+        return index + 1, step(carry, listed[index])
+
+    return jax.lax.while_loop(lambda state: state[0] < count, body, (jnp.int32(0), carry))[1]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(walk: _Walk, query, key, value, seen: Visibility, sinks) -> jax.Array:
     return _forward(walk, query, key, value, seen, sinks)[0]
@@ -164,7 +179,7 @@ def _forward(walk: _Walk, query, key, value, seen: Visibility, sinks) -> tuple[j
     A sink is a score with no value: the maximum starts there, with a sum of 1 (0 without sinks).
     """
 
-    def step(carry: tuple, pair: jax.Array) -> tuple[tuple, None]:
+    def step(carry: tuple, pair: jax.Array) -> tuple:
         out, top, total = carry
         i, j = pair
         scores, _ = walk.scores(_at(query, i), _at(key, j), seen, i, j)
@@ -174,12 +189,12 @@ def _forward(walk: _Walk, query, key, value, seen: Visibility, sinks) -> tuple[j
         mixed = _dot("bkrs,bksh->bkrh", weights.astype(value.dtype), _at(value, j))
         out = _put(out, _at(out, i) * shrink[..., None] + mixed, i)
         total = _put(total, _at(total, i) * shrink + jnp.sum(weights, axis=-1), i)
-        return (out, _put(top, new_top, i), total), None
+        return out, _put(top, new_top, i), total
 
     top = jnp.broadcast_to(sinks, query.shape[:-1])
     total = jnp.exp(top - _finite(top))
     out = jnp.zeros(query.shape, jnp.float32)
-    (out, top, total), _ = jax.lax.scan(step, (out, top, total), walk.pairs(seen))
+    out, top, total = _loop(step, (out, top, total), walk.pairs(seen))
     sees = total > 0
     out = (out / jnp.where(sees, total, 1.0)[..., None]).astype(query.dtype)
     log_total = jnp.where(sees, top + jnp.log(jnp.where(sees, total, 1.0)), 0.0)
@@ -194,7 +209,7 @@ def _backward(walk: _Walk, kept: tuple, out_bar: jax.Array) -> tuple:
     query, key, value, seen, sinks, out, log_total = kept
     delta = jnp.sum(out_bar.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
 
-    def step(carry: tuple, pair: jax.Array) -> tuple[tuple, None]:
+    def step(carry: tuple, pair: jax.Array) -> tuple:
         query_bar, key_bar, value_bar = carry
         i, j = pair
         q, k, v, bar = _at(query, i), _at(key, j), _at(value, j), _at(out_bar, i)
@@ -206,10 +221,10 @@ def _backward(walk: _Walk, kept: tuple, out_bar: jax.Array) -> tuple:
         query_bar = _put(query_bar, _at(query_bar, i) + _dot("bkrs,bksh->bkrh", scores_bar, k), i)
         key_bar = _put(key_bar, _at(key_bar, j) + _dot("bkrs,bkrh->bksh", scores_bar, q), j)
         value_bar = _put(value_bar, _at(value_bar, j) + _dot("bkrs,bkrh->bksh", weights, bar), j)
-        return (query_bar, key_bar, value_bar), None
+        return query_bar, key_bar, value_bar
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (query, key, value))
-    bars, _ = jax.lax.scan(step, zeros, walk.pairs(seen))
+    bars = _loop(step, zeros, walk.pairs(seen))
     query_bar, key_bar, value_bar = (
         bar.astype(x.dtype) for bar, x in zip(bars, (query, key, value), strict=True)
     )

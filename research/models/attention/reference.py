@@ -24,12 +24,17 @@ class Reference:
         soft_cap: float | None = None,
         sinks_KG: jax.Array | None = None,
     ) -> jax.Array:
-        scores_BKGTS = jnp.einsum(
-            "BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32
-        )
-        scores_BKGTS = scores_BKGTS * scale
+        num_rows, num_tokens, num_kv, num_groups, width = query_BTKGH.shape
+        # The query heads of a key head are stacked on rows: each product is one batched matmul.
+        rows = (num_rows, num_kv, num_groups * num_tokens)
+        query = query_BTKGH.transpose(0, 2, 3, 1, 4).reshape(*rows, width)
+        scores = jnp.einsum("bkrh,bskh->bkrs", query, key_BSKH, preferred_element_type=jnp.float32)
+        scores_BKGTS = scores.reshape(num_rows, num_kv, num_groups, num_tokens, -1) * scale
         if soft_cap is not None:
             scores_BKGTS = soft_cap * jnp.tanh(scores_BKGTS / soft_cap)
         sinks = None if sinks_KG is None else sinks_KG[None, :, :, None, None]
         weights_BKGTS = masked_softmax(scores_BKGTS, seen.mask()[:, None, None], sinks)
-        return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS.astype(value_BSKH.dtype), value_BSKH)
+        weights = weights_BKGTS.astype(value_BSKH.dtype).reshape(*rows, -1)
+        mixed = jnp.einsum("bkrs,bskh->bkrh", weights, value_BSKH)
+        mixed_BKGTH = mixed.reshape(num_rows, num_kv, num_groups, num_tokens, width)
+        return mixed_BKGTH.transpose(0, 3, 1, 2, 4)
