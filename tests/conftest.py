@@ -1,10 +1,16 @@
-"""Eight simulated devices and few, repeatable hypothesis examples for every test."""
+"""Eight simulated devices, one compilation cache, and few, repeatable hypothesis examples."""
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+# Programs that several tests and their processes share are compiled once a session.
+_CACHE = Path(tempfile.gettempdir()) / f"maktab-tests-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from hypothesis import settings
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -183,8 +184,7 @@ class Transformer:
 
     def init(self, key: jax.Array) -> Params:
         """Make random parameters in the placement's shardings."""
-        shardings = self.place.weights(self.abstract())
-        return jax.jit(self._init, out_shardings=shardings)(key)
+        return _compile_init(self)(key)
 
     def abstract(self) -> Params:
         """Give the tree of shapes and dtypes without touching a device."""
@@ -217,25 +217,21 @@ class Transformer:
 
     def prefill(self, params: Params, prompts: Batch, num_slots: int) -> tuple[Output, Cache]:
         """Run whole prompts at once, and keep their keys and values in the first T slots."""
-        num_free = num_slots - prompts.tokens_BT.shape[1]
+        num_rows, num_tokens = prompts.tokens_BT.shape
 
-        def keep(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
-            return self._attend(query, key, value, seen), (key, value)
+        def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
+            del held
+            return self._attend(query, *fed, seen)
 
-        x_BTD, kept = self._layers(params, prompts.tokens_BT, _seen(prompts), {}, keep)
-
-        def stacked(fed_LBTKH: jax.Array, axes: tuple[int, ...]) -> Any:
-            spare = ((0, 0), (0, 0), (0, num_free), (0, 0), (0, 0))
-            slots = jnp.pad(fed_LBTKH, spare).transpose(axes)
-            return tuple(slots) if self.unrolls_decoding else slots
-
-        return self._output(params, x_BTD), Cache(
-            keys={name: stacked(fed[0], (0, 1, 3, 4, 2)) for name, fed in kept.items()},
-            values={name: stacked(fed[1], (0, 1, 3, 2, 4)) for name, fed in kept.items()},
-            positions_BS=jnp.pad(prompts.positions_BT, ((0, 0), (0, num_free))),
-            segments_BS=jnp.pad(prompts.segments_BT, ((0, 0), (0, num_free))),
-            slot=jnp.int32(prompts.tokens_BT.shape[1]),
+        spare = ((0, 0), (0, num_slots - num_tokens))
+        cache = Cache(
+            keys=self._slots(num_rows, num_slots, "KHS"),
+            values=self._slots(num_rows, num_slots, "KSH"),
+            positions_BS=jnp.pad(prompts.positions_BT, spare),
+            segments_BS=jnp.pad(prompts.segments_BT, spare),
+            slot=jnp.int32(0),
         )
+        return self._feed(params, cache, prompts.tokens_BT, _seen(prompts), attend)
 
     def extend(
         self,
@@ -246,23 +242,51 @@ class Transformer:
         segments_BT: Int[Array, "B T"],
     ) -> tuple[Output, Cache]:
         """Feed T more tokens into the cache's next T slots and run them against all slots."""
-        slot = cache.slot
-        positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, (0, slot))
-        segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, slot))
+        put = jax.lax.dynamic_update_slice_in_dim
+        cache = dataclasses.replace(
+            cache,
+            positions_BS=put(cache.positions_BS, positions_BT, cache.slot, axis=1),
+            segments_BS=put(cache.segments_BS, segments_BT, cache.slot, axis=1),
+        )
         seen = Visibility(
             query_positions_BT=positions_BT,
             query_segments_BT=segments_BT,
-            key_positions_BS=positions_BS,
-            key_segments_BS=segments_BS,
+            key_positions_BS=cache.positions_BS,
+            key_segments_BS=cache.segments_BS,
             ordered=False,
         )
 
+        def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
+            del fed
+            return attend_cached(query, *held, seen, scale=self.arch.head_dim**-0.5)
+
+        return self._feed(params, cache, tokens_BT, seen, attend)
+
+    def _slots(self, num_rows: int, num_slots: int, letters: str) -> dict[str, Any]:
+        """Make empty slots for every layer: one array a stack, or one a layer."""
+        sizes = self.arch.sizes | {"S": num_slots}
+        shape = (num_rows, *(sizes[letter] for letter in letters))
+
+        def empty(count: int) -> Any:
+            if self.unrolls_decoding:
+                return tuple(jnp.zeros(shape, self.compute.dtype) for _ in range(count))
+            return jnp.zeros((count, *shape), self.compute.dtype)
+
+        return {stack.name: empty(stack.count) for stage in self.arch.stages() for stack in stage}
+
+    def _feed(
+        self, params: Params, cache: Cache, tokens_BT: jax.Array, seen: Visibility, attend: Any
+    ) -> tuple[Output, Cache]:
+        """Run every layer on new tokens, writing keys and values from the next free slot on.
+
+        The cache is carried from layer to layer and written in place, never copied.
+        """
+
         def mix(seen: Visibility, held: Any, query: jax.Array, key: jax.Array, value: jax.Array):
             (keys, values), layer = held
-            keys = _write(keys, layer, slot, key.transpose(0, 2, 3, 1), axis=3)
-            values = _write(values, layer, slot, value.transpose(0, 2, 1, 3), axis=2)
-            scale = self.arch.head_dim**-0.5
-            mixed = attend_cached(query, keys[layer], values[layer], seen, scale=scale)
+            keys = _write(keys, layer, cache.slot, key.transpose(0, 2, 3, 1), axis=3)
+            values = _write(values, layer, cache.slot, value.transpose(0, 2, 1, 3), axis=2)
+            mixed = attend(seen, query, (key, value), (keys[layer], values[layer]))
             return mixed, (keys, values)
 
         def body(stage: tuple[Stack, ...], carry: tuple, layers: tuple):
@@ -273,7 +297,7 @@ class Transformer:
 
         x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
         x_BTD = self.place.constrain(x_BTD, "BTD")
-        cos_sin = self.arch.rope.cos_sin(positions_BT, self.arch.head_dim)
+        cos_sin = self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
         kept: dict[str, Any] = {}
         for stage in self.arch.stages():
             carry = x_BTD, {s.name: (cache.keys[s.name], cache.values[s.name]) for s in stage}
@@ -287,12 +311,11 @@ class Transformer:
                 carry, _ = jax.lax.scan(step, carry, (weights, jnp.arange(stage[0].count)))
             x_BTD, held = carry
             kept |= held
-        cache = Cache(
+        cache = dataclasses.replace(
+            cache,
             keys={name: pair[0] for name, pair in kept.items()},
             values={name: pair[1] for name, pair in kept.items()},
-            positions_BS=positions_BS,
-            segments_BS=segments_BS,
-            slot=slot + tokens_BT.shape[1],
+            slot=cache.slot + tokens_BT.shape[1],
         )
         return self._output(params, x_BTD), cache
 
@@ -382,6 +405,12 @@ def _seen(batch: Batch) -> Visibility:
         key_positions_BS=batch.positions_BT,
         key_segments_BS=batch.segments_BT,
     )
+
+
+@functools.lru_cache(maxsize=32)
+def _compile_init(model: Transformer) -> Callable[[jax.Array], Params]:
+    """Give the program that draws a model's parameters; random numbers take long to compile."""
+    return jax.jit(model._init, out_shardings=model.place.weights(model.abstract()))
 
 
 @functools.cache
