@@ -73,6 +73,7 @@ def generate(
         raise ValueError("sampling at a temperature needs key_B, a key for every row")
     num_rows, prompt_tokens = prompts.tokens_BT.shape
     num_steps = sampling.max_new_tokens
+    params = model.unstack(params)
     output, cache = model.prefill(params, prompts, prompt_tokens + num_steps - 1)
     position_BT = jnp.where(prompts.segments_BT > 0, prompts.positions_BT, -1)
     last_B = jnp.argmax(position_BT, axis=1)
@@ -93,8 +94,6 @@ def generate(
     )
     add = functools.partial(_add_token, sampling, stop_ids, key_B, statistic)
     progress = add(progress, output.project(hidden_BTD)[:, 0], cache)
-
-    params = model.unstack(params)
 
     def goes_on(progress: Progress) -> Array:
         return (progress.step < num_steps) & jnp.any(progress.open_B)
