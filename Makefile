@@ -22,11 +22,23 @@ $(VENV)/parity: $(VENV)/dev
 	$(RUN)/python -m pip install --quiet --editable '.[dev,parity]'
 	touch $@
 
+QUICK := runs/quickstart
+LONG := runs/quickstart-long
+PROMPTS := experiments/assets/e2e_nlg/prompts.jsonl
+
 quickstart: $(VENV)/run  ## fine-tune the small real model under a curriculum and its controls
-	$(RUN)/python experiments/quickstart.py
+	$(RUN)/maktab sweep experiments/quickstart.py --workdir $(QUICK)
+	$(RUN)/maktab report $(QUICK) --control random --out $(QUICK)/report
+	rm -rf $(QUICK)/best
+	$(RUN)/maktab export $(QUICK) --best-by slots/slot_accuracy --to $(QUICK)/best
+	@echo; echo "before fine-tuning:"
+	$(RUN)/maktab generate experiments/assets/stories260k $(PROMPTS) --max-tokens 64
+	@echo; echo "after fine-tuning (the best run):"
+	$(RUN)/maktab generate $(QUICK)/best $(PROMPTS) --max-tokens 64
 
 reproduce-quickstart: $(VENV)/run  ## the long version: 400 steps, 5 seeds
-	$(RUN)/python experiments/quickstart.py --long
+	$(RUN)/maktab sweep experiments/quickstart.py --generator long --workdir $(LONG)
+	$(RUN)/maktab report $(LONG) --control random --out $(LONG)/report
 
 test: $(VENV)/dev  ## the default tests, without torch unless it is installed
 	$(RUN)/python -m pytest -n $(WORKERS)
