@@ -7,15 +7,39 @@ import dataclasses
 
 from research.data.examples import RowError
 
+_NAMED = 8  # bad rows that are named; the others are counted
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A row that is not in the pool."""
+    """A row that is not in the pool; as text, its place, its id where it has one, and why."""
 
     where: str
     id: str
     reason: str
     detail: str
+
+    def __str__(self) -> str:
+        named = f" (id {self.id!r})" if self.id else ""
+        return f"{self.where}: {self.reason}: {self.detail}{named}"
+
+
+class BadRowsError(ValueError):
+    """More rows cannot be used than was allowed.
+
+    Attributes:
+      dropped: the rows, in order.
+    """
+
+    def __init__(self, message: str, dropped: list[Dropped]):
+        super().__init__(f"{message}:{listed(dropped)}")
+        self.dropped = dropped
+
+
+def listed(dropped: list[Dropped]) -> str:
+    """Name the first offenders, a line each, and count the others."""
+    first = "".join(f"\n  {row}" for row in dropped[:_NAMED])
+    return first + (f"\n  and {len(dropped) - _NAMED} more" if len(dropped) > _NAMED else "")
 
 
 @dataclasses.dataclass
@@ -44,21 +68,24 @@ class Census:
         """Count the dropped rows by reason, most frequent first."""
         return dict(collections.Counter(row.reason for row in self.dropped).most_common())
 
-    def check(self, max_bad_fraction: float) -> None:
+    def check(self, max_bad_fraction: float, sources: str) -> None:
         """Stop where too many rows were dropped, or none is left.
 
+        Args:
+          sources: what was read, for people.
+
         Raises:
-          ValueError: with the counts and the first offenders by file and line.
+          BadRowsError: with the counts and the first offenders by file, line and id.
+          ValueError: there are no rows.
         """
         read, bad = sum(self.read), len(self.dropped)
         if read and sum(self.kept) and bad <= max_bad_fraction * read:
             return
         if not read:
-            raise ValueError("the data has no rows; name a source that has some")
-        first = "".join(f"\n  {row.where}: {row.reason}: {row.detail}" for row in self.dropped[:8])
-        more = f"\n  and {bad - 8} more" if bad > 8 else ""
-        raise ValueError(
+            raise ValueError(f"the data has no rows: {sources}; name a source that has some")
+        raise BadRowsError(
             f"{bad} of {read} rows cannot be used ({self.reasons()}), more than the "
             f"{max_bad_fraction:.2%} that max_bad_fraction allows. Mend or filter them, or raise "
-            f"max_bad_fraction:{first}{more}"
+            "max_bad_fraction",
+            self.dropped,
         )

@@ -216,7 +216,7 @@ def open_pool(
     examples = _without_leaks(examples, data, census)
     groups = [example.group for example in examples]
     census.kept = [groups.count(group) for group in range(len(data.sources))]
-    census.check(data.max_bad_fraction)
+    census.check(data.max_bad_fraction, ", ".join(map(str, data.sources)))
     return Pool(examples, data, tokenizer, census)
 
 

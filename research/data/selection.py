@@ -137,9 +137,10 @@ class Deduplicated:
         kept = []
         for index in range(len(rows)):
             value = _value(rows, index, self.by)
-            if value is None or value not in seen:
+            if value not in seen:
                 kept.append(index)
-                seen |= {value} if value is not None else set()
+            if value is not None:
+                seen.add(value)
         note = f"{len(rows) - len(kept)} of {len(rows)} rows repeat a {self.by!r} and are left out"
         return _subset(rows, kept, note)
 

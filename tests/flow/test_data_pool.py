@@ -14,7 +14,7 @@ from research.core.parts import describe, rebuild
 from research.core.protocols import View
 from research.data.batches import pack_batch
 from research.data.inspect import coloured, overview, packing_efficiency, plain
-from research.data.leakage import leaked, normalised
+from research.data.leakage import comparable, leaked, normalised
 from research.data.packing import pack
 from research.data.pool import Data, Pool, Weighted, open_pool
 from research.data.rows import Rendering
@@ -217,6 +217,26 @@ def test_a_row_of_the_test_set_is_kept_out_of_the_pool(write, tokenizer):
         open_pool(strict, tokenizer)
 
 
+def test_a_row_that_nearly_repeats_a_held_out_one_is_noted_and_stays(write, tokenizer):
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    pool_rows = write({"id": "near", "text": f"{words} and more"})
+    test_rows = write({"text": words}, "{broken", name="test.jsonl")
+    pool = open_pool(Data(sources=(pool_rows,), held_out=(test_rows,)), tokenizer)
+    assert pool.ids == ("near",)
+    near, unread = sorted(pool.census.notes)
+    assert near.endswith(f"holds 100% of the held-out row at {test_rows.path}:1, and stays")
+    assert unread.startswith(f"{test_rows.path}:2 is held out but unreadable")
+
+
+def test_a_question_is_compared_with_its_options_in_any_order():
+    row = {"question": "Which is right?", "options": ["cat", "mat", "dog"], "answer": 0}
+    turned = {**row, "options": ["dog", "cat", "mat"]}
+    other = {**row, "options": ["one", "two", "three"]}
+    assert comparable(row) == comparable(turned) != comparable(other)
+    turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "hi"}]
+    assert comparable({"messages": turns}) == "hi" == comparable({"prompt": "hi", "id": 1})
+
+
 def test_leaks_are_found_under_case_punctuation_and_in_longer_texts():
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
     tests = [("t0", "Is it a CAT?"), ("t1", words), ("t2", "نام تو چیست؟"), ("t3", "unique words")]
@@ -274,8 +294,8 @@ def test_ten_thousand_rows_open_in_seconds(write, tokenizer):
     rows = [{"id": str(k), "prompt": f"the cat {k} " * 8, "completion": "sat"} for k in range(1000)]
     start = time.process_time()
     pool = open_pool(Data(sources=(write(*rows),)), tokenizer)
-    # A tenth of ten thousand rows: 0.2 s of CPU were measured; ten times that is a regression.
-    assert time.process_time() - start < 2.0
+    # A tenth of ten thousand rows took 0.1 s of CPU; thirty times that is a loop gone quadratic.
+    assert time.process_time() - start < 3.0
     assert len(pool) == 1000
 
 
