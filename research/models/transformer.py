@@ -212,7 +212,13 @@ class Transformer:
         def mix(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
             return self._attend(query, key, value, seen), None
 
-        x_BTD, _ = self._layers(params, batch.tokens_BT, _seen(batch), {}, mix)
+        seen = _seen(batch)
+        x_BTD, cos_sin = self._embed(params, batch.tokens_BT, seen)
+        for stage in self.arch.stages():
+            body = functools.partial(self._period, stage, cos_sin, seen, mix)
+            body = self.compute.rematerialise(body)
+            layers = {stack.name: (params["layers"][stack.name], None) for stack in stage}
+            x_BTD, _ = self.compute.repeat(body, x_BTD, layers, stage[0].count)
         return self._output(params, x_BTD)
 
     def prefill(self, params: Params, prompts: Batch, num_slots: int) -> tuple[Output, Cache]:
@@ -267,12 +273,17 @@ class Transformer:
         sizes = self.arch.sizes | {"S": num_slots}
         shape = (num_rows, *(sizes[letter] for letter in letters))
 
-        def empty(count: int) -> Any:
-            if self.unrolls_decoding:
-                return tuple(jnp.zeros(shape, self.compute.dtype) for _ in range(count))
-            return jnp.zeros((count, *shape), self.compute.dtype)
+        def empty(*stacked: int) -> jax.Array:
+            slots = jnp.zeros((*stacked, *shape), self.compute.dtype)
+            return self.place.constrain(slots, "B" + letters)
 
-        return {stack.name: empty(stack.count) for stage in self.arch.stages() for stack in stage}
+        return {
+            stack.name: tuple(empty() for _ in stack.layers)
+            if self.unrolls_decoding
+            else empty(stack.count)
+            for stage in self.arch.stages()
+            for stack in stage
+        }
 
     def _feed(
         self, params: Params, cache: Cache, tokens_BT: jax.Array, seen: Visibility, attend: Any
@@ -295,9 +306,7 @@ class Transformer:
             layers = {name: (weights[name], (held[name], layer)) for name in held}
             return self._period(stage, cos_sin, seen, mix, x_BTD, layers), None
 
-        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
-        x_BTD = self.place.constrain(x_BTD, "BTD")
-        cos_sin = self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
+        x_BTD, cos_sin = self._embed(params, tokens_BT, seen)
         kept: dict[str, Any] = {}
         for stage in self.arch.stages():
             carry = x_BTD, {s.name: (cache.keys[s.name], cache.values[s.name]) for s in stage}
@@ -351,23 +360,15 @@ class Transformer:
         backend = self.compute.attention_on(self.place)
         return backend(query, key, value, seen, scale=self.arch.head_dim**-0.5)
 
-    def _layers(
-        self, params: Params, tokens_BT: jax.Array, seen: Visibility, held: dict, mix: Any
-    ) -> tuple[jax.Array, dict]:
-        """Embed and run every stage; `held` and the returned dict carry per-stack arrays."""
+    def _embed(
+        self, params: Params, tokens_BT: jax.Array, seen: Visibility
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Look tokens up, and give the rotation of their positions."""
         # A split table is gathered where it is smaller than the activations of all rows would be.
         table = params["embed_V_D"]
         table = self.place.whole(table) if tokens_BT.size > self.arch.vocab_size else table
         x_BTD = self.place.constrain(take(table, tokens_BT, self.compute.dtype), "BTD")
-        cos_sin = self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
-        kept: dict[str, Any] = {}
-        for stage in self.arch.stages():
-            body = functools.partial(self._period, stage, cos_sin, seen, mix)
-            body = self.compute.rematerialise(body)
-            layers = {s.name: (params["layers"][s.name], held.get(s.name)) for s in stage}
-            x_BTD, stage_kept = self.compute.repeat(body, x_BTD, layers, stage[0].count)
-            kept |= stage_kept
-        return x_BTD, kept
+        return x_BTD, self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
 
     def _period(
         self, stage: tuple[Stack, ...], cos_sin: tuple, seen: Visibility, mix: Any, x_BTD, layers
@@ -389,6 +390,7 @@ class Transformer:
             head=params["embed_V_D"] if tied else params["head_D_V"],
             equation="BTD,VD->BTV" if tied else "BTD,DV->BTV",
             chunk_tokens=self.compute.vocabulary_chunk,
+            place=self.place,
         )
 
 

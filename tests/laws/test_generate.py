@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,16 @@ def equations(jaxpr):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
+
+
+def test_no_step_copies_the_cache():
+    """The optimised program makes arrays of the cache's shape once and writes them in place."""
+    args = params(), prompts(TEXTS, 7), GREEDY, keys(range(3)), ENTROPY
+    rows, kv, width, slots = 3, 2, 10, 7 + N - 1
+    shapes = rf"f32\[{rows},{kv},(?:{width},{slots}|{slots},{width})\]"
+    text = program(MODEL, ()).lower(*args).compile().as_text()
+    assert len(re.findall(rf"= {shapes}\S* (?:fusion\(.*)?dynamic-update-slice", text)) > 0
+    assert not re.findall(rf"= {shapes}\S* (?:copy|transpose)\(.*", text)
 
 
 def test_eight_devices_generate_what_one_generates():
