@@ -10,18 +10,9 @@ token, AdamW; LoRA has rank 16 on every linear layer of the blocks. Ours is the 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import importlib.metadata
-import json
-import multiprocessing
 import os
-import platform
-import resource
-import statistics
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,13 +21,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.turns import Run, race, spread, summarise, write
 from launch.memory import keep_freed_memory
 
 ROWS, TOKENS, VOCABULARY = 8, 256, 8192
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD, FFW, RANK = 256, 6, 8, 4, 32, 768, 16
 LEARNING_RATE = 1e-4
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "numpy")
-Step = Callable[[], float]
 
 
 def batch_ids() -> np.ndarray:
@@ -44,7 +34,7 @@ def batch_ids() -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, TOKENS), dtype=np.int32)
 
 
-def build_ours(tuning: str) -> Step:
+def build_ours(tuning: str) -> Run:
     """Give maktab's own step at the reference shape."""
     import jax
 
@@ -108,7 +98,7 @@ def build_ours(tuning: str) -> Step:
     return run
 
 
-def build_torch(tuning: str, compiled: bool = False) -> Step:
+def build_torch(tuning: str, compiled: bool = False) -> Run:
     """Give the same step by transformers (sdpa), peft and torch's fused AdamW."""
     import torch
     import transformers
@@ -150,79 +140,30 @@ def build_torch(tuning: str, compiled: bool = False) -> Step:
     return run
 
 
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Who steps, and whether its process keeps the memory it frees (`launch/memory.py`)."""
-
-    build: Callable[[str], Step]
-    keeps_memory: bool
+def keeping_memory(build: Callable[[str], Run], tuning: str) -> Run:
+    """Build a contestant in a process that keeps the memory it frees."""
+    keep_freed_memory()
+    return build(tuning)
 
 
-CONTESTANTS = {
-    "maktab": Contestant(build_ours, True),  # as `maktab train` runs on a CPU
-    "maktab, malloc as it comes": Contestant(build_ours, False),
-    "torch eager": Contestant(build_torch, False),
-    "torch eager, keeping memory": Contestant(build_torch, True),
-    "torch.compile": Contestant(functools.partial(build_torch, compiled=True), True),
+CONTESTANTS: dict[str, Callable[[str], Run]] = {
+    "maktab": functools.partial(keeping_memory, build_ours),  # as `maktab train` runs on a CPU
+    "maktab, malloc as it comes": build_ours,
+    "torch eager": build_torch,
+    "torch eager, keeping memory": functools.partial(keeping_memory, build_torch),
+    "torch.compile": functools.partial(build_torch, compiled=True),
 }
 RIVALS = ("torch eager", "torch eager, keeping memory")  # ratios are to the faster one
 
 
-def serve(pipe: Connection, name: str, tuning: str) -> None:
-    """Build a contestant, then run as many steps as each message asks for and send the times."""
-    contestant = CONTESTANTS[name]
-    if contestant.keeps_memory:
-        keep_freed_memory()
-    started = time.perf_counter()
-    step = contestant.build(tuning)
-    losses = [step(), step()]
-    pipe.send((time.perf_counter() - started, losses))
-    while count := pipe.recv():
-        times = []
-        for _ in range(count):
-            cpu_s, wall_s = time.process_time(), time.perf_counter()
-            step()
-            times.append((time.perf_counter() - wall_s, time.process_time() - cpu_s))
-        pipe.send((times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-
-
-def measure(tuning: str, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
-    """Run the contestants in turns; give for each its times of single steps."""
-    spawn = multiprocessing.get_context("spawn")
-    pipes, processes, seen = {}, {}, {}
-    for name in names:
-        pipes[name], theirs = spawn.Pipe()
-        processes[name] = spawn.Process(target=serve, args=(theirs, name, tuning), daemon=True)
-        processes[name].start()
-        theirs.close()
-        start_s, losses = pipes[name].recv()
-        seen[name] = {"start_s": start_s, "first_losses": losses, "wall_s": [], "cpu_s": []}
-    for turn in range(rounds):
-        for name in names if turn % 2 == 0 else reversed(names):
-            pipes[name].send(steps)
-            times, peak_bytes = pipes[name].recv()
-            seen[name]["wall_s"] += [wall_s for wall_s, _ in times]
-            seen[name]["cpu_s"] += [cpu_s for _, cpu_s in times]
-            seen[name]["peak_rss_bytes"] = peak_bytes
-    for name in names:
-        pipes[name].send(0)
-        processes[name].join()
-    return seen
-
-
-def summarise(values: list[float]) -> dict[str, float]:
-    """Give minimum, quartiles and median."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"min": min(values), "q1": low, "median": middle, "q3": high}
-
-
-def record(tuning: str, seen: dict[str, Any]) -> dict[str, Any]:
-    """Turn times into what is written: quartiles, tokens/s, and ratios to the faster torch eager."""
-    tokens = ROWS * TOKENS
-    rows = {}
-    for name, times in seen.items():
-        clocks = {clock: summarise(times[clock]) for clock in ("wall_s", "cpu_s")}
-        rows[name] = times | clocks | {"tokens_per_s": tokens / clocks["wall_s"]["median"]}
+def compare(tuning: str, names: list[str], rounds: int, steps: int) -> dict[str, Any]:
+    """Let the contestants step in turns; give quartiles, tokens/s, ratios to the faster rival."""
+    builds = {name: functools.partial(CONTESTANTS[name], tuning) for name in names}
+    rows = race(builds, rounds, steps)
+    for row in rows.values():
+        row["times"] = {clock: row.pop(clock) for clock in ("wall_s", "cpu_s")}
+        row |= {clock: summarise(times) for clock, times in row["times"].items()}
+        row["tokens_per_s"] = ROWS * TOKENS / row["wall_s"]["median"]
     for row in rows.values():
         for clock in ("wall_s", "cpu_s"):
             row[f"speed_by_{clock}"] = {
@@ -236,18 +177,15 @@ def show(console: Console, records: list[dict[str, Any]]) -> None:
     """Print the table."""
     table = Table(title=f"One step, {ROWS} x {TOKENS} tokens: seconds, median (q1 - q3)")
     for column in ("", "wall", "cpu", "tokens/s", "speed (wall)", "speed (cpu)", "peak GB"):
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left")
     for entry in records:
         for name, row in entry["contestants"].items():
             table.add_row(
                 f"{entry['tuning']}, {name}",
-                *(
-                    f"{row[c]['median']:.3f} ({row[c]['q1']:.3f} - {row[c]['q3']:.3f})"
-                    for c in ("wall_s", "cpu_s")
-                ),
+                *(spread(row[clock]) for clock in ("wall_s", "cpu_s")),
                 f"{row['tokens_per_s']:,.0f}",
-                *(f"{row[f'speed_by_{c}']['median']:.2f}" for c in ("wall_s", "cpu_s")),
-                f"{row['peak_rss_bytes'] / 1e9:.2f}",
+                *(f"{row[f'speed_by_{clock}']['median']:.2f}" for clock in ("wall_s", "cpu_s")),
+                f"{row['rss_peak_bytes'] / 1e9:.2f}",
             )
     console.print(table)
 
@@ -261,21 +199,10 @@ def main(
 ) -> None:
     """Time a step of full fine-tuning and of LoRA against torch; print a table, write a record."""
     names = [name for name in CONTESTANTS if torch_compile or name != "torch.compile"]
-    records = [
-        record(tuning, measure(tuning, names, rounds, steps)) for tuning in tunings.split(",")
-    ]
+    records = [compare(tuning, names, rounds, steps) for tuning in tunings.split(",")]
     show(Console(), records)
-    machine = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+        write(out, {"records": records})
 
 
 if __name__ == "__main__":
