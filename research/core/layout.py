@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -182,10 +182,20 @@ class Placement:
             x, NamedSharding(self.mesh, self.spec(letters, x.shape, rules, letters))
         )
 
-    def whole(self, weight: Any) -> Any:
-        """Gather a weight on every device, and reduce its gradient once; any kind of leaf."""
-        if self.mesh.size == 1:
-            return weight
-        return jax.tree.map(
-            lambda leaf: jax.lax.with_sharding_constraint(leaf, self.replicated), weight
-        )
+    def by_rows(self, function: Callable, weight: Any, *rows: Any) -> Any:
+        """Call `function(weight, *rows)` on each device's own rows, with the whole weight there.
+
+        The weight is gathered once and its gradient reduced once. Left to the compiler, a loop that
+        reads a weight in its body reduces the weight's gradient over all devices in every turn.
+        """
+        if self.num_row_shards == 1:
+            return function(weight, *rows)
+        axes = dict(self.layout.activations)["B"]
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(P(), *(P(axes) for _ in rows)),
+            out_specs=P(axes),
+            axis_names=set(axes),
+            check_vma=False,
+        )(weight, *rows)

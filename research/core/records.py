@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from research.core.layout import Placement
 from research.core.weights import contract
 
 
@@ -53,6 +54,7 @@ class Output:
       logit_scale: factor on the logits.
       soft_cap: c in c * tanh(logits / c), or None.
       chunk_tokens: positions a row whose logits `token_statistics` may hold at once; None: all.
+      place: where the rows lie; None: on one device.
       router: per-layer routing statistics, or None for a dense model.
     """
 
@@ -63,6 +65,7 @@ class Output:
     logit_scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     chunk_tokens: int | None = dataclasses.field(default=None, metadata={"static": True})
+    place: Placement | None = dataclasses.field(default=None, metadata={"static": True})
 
     def logits(self) -> Float[Array, "B T V"]:
         """Make the full float32 logits: for decoding and tests only."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -38,6 +41,15 @@ def token_statistics(
     Source: H = ln S - W/S as in `entropy_of_logits`; the exponentials are shared.
     """
 
+    def walk(head: Any, hidden_BTD: jax.Array, targets_BT: jax.Array) -> tuple:
+        return _walk(dataclasses.replace(output, head=head, hidden_BTD=hidden_BTD), targets_BT)
+
+    if output.place is None:
+        return walk(output.head, output.hidden_BTD, targets_BT)
+    return output.place.by_rows(walk, output.head, output.hidden_BTD, targets_BT)
+
+
+def _walk(output: Output, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     def statistics(hidden_BTD: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _statistics(output.project(hidden_BTD), targets_BT)
 

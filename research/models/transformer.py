@@ -364,10 +364,8 @@ class Transformer:
         self, params: Params, tokens_BT: jax.Array, seen: Visibility
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Look tokens up, and give the rotation of their positions."""
-        # A split table is gathered where it is smaller than the activations of all rows would be.
-        table = params["embed_V_D"]
-        table = self.place.whole(table) if tokens_BT.size > self.arch.vocab_size else table
-        x_BTD = self.place.constrain(take(table, tokens_BT, self.compute.dtype), "BTD")
+        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
+        x_BTD = self.place.constrain(x_BTD, "BTD")
         return x_BTD, self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
 
     def _period(

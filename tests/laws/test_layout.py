@@ -84,7 +84,6 @@ def test_single_is_one_device_and_constrains_nothing():
     x = jnp.zeros((3, 5, 7))
     assert place.mesh.size == place.num_row_shards == 1
     assert place.constrain(x, "BTD") is x
-    assert place.whole(x) is x
 
 
 def test_an_override_speaks_for_its_name_alone():
