@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,41 +20,70 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ExperimentFile = Annotated[Path, typer.Argument(help="A Python file with get_config().")]
+OURS = ("research.", "launch.", "configs.")
+OUT_OF_MEMORY = (
+    "use fewer or shorter rows at once (data.rows, data.row_tokens, --batch-rows), micro_batches, "
+    "compute.remat=full or dtype bfloat16; `maktab show` says what a step needs"
+)
+RUN, LOOK, MODEL = "An experiment", "What a run did", "A model folder"
+
+ExperimentFile = Annotated[
+    Path, typer.Argument(metavar="EXPERIMENT.py", help="A file with get_config().")
+]
 Settings = Annotated[
-    list[str], typer.Option("--set", help="path=value, such as tuning.rank=64; may be repeated.")
+    list[str],
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Change a setting: tuning.rank=64. May be repeated."
+    ),
 ]
-ModelFolder = Annotated[str, typer.Argument(help="A Hugging Face model folder, or a hub id.")]
-DataFile = Annotated[Path, typer.Argument(help="JSONL (.gz) or Parquet rows of any kind.")]
-Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter folder.")]
-Dtype = Annotated[str, typer.Option(help="Compute dtype: float32 or bfloat16.")]
-BatchRows = Annotated[int, typer.Option(help="Rows that run at once.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="WORKDIR", help="A run directory.")]
+ModelFolder = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A Hugging Face model folder, or a hub id.")
+]
+DataFile = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Rows of any kind: .jsonl, .jsonl.gz or .parquet.")
+]
+Adapter = Annotated[
+    str | None, typer.Option(metavar="DIR", help="A PEFT adapter folder to put on the model.")
+]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16, for weights and arithmetic.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Rows that run at once.")]
 RowTokens = Annotated[
-    int | None, typer.Option(help="Tokens a row may have; the model's own limit by default.")
+    int | None,
+    typer.Option(min=2, help="Tokens that a row may have.", show_default="the model's positions"),
 ]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut rows that are too long.")]
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def train(
     experiment: ExperimentFile,
-    workdir: Annotated[Path | None, typer.Option(help="Default: runs/NAME/seed-N.")] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="The run directory.", show_default="runs/NAME/seed-N")
+    ] = None,
     set_: Settings = [],  # noqa: B006
-    profile: Annotated[str | None, typer.Option(help="FIRST:LAST steps to trace (xprof).")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="Steps to trace with xprof, into WORKDIR/profile."),
+    ] = None,
 ) -> None:
-    """Run one experiment, or go on with it where its work directory ends."""
+    """Run an experiment, or go on with it where its work directory ends."""
+    steps = _steps(profile)
     from launch.experiment_file import load_config
     from launch.runs import default_workdir, run
 
     config = load_config(experiment, set_)
     folder = workdir or default_workdir(config)
-    run(config, folder, console, command=sys.argv, profile=_steps(profile))
-    console.print(f"finished: {folder}")
+    run(config, folder, console, command=sys.argv, profile=steps)
+    _say(f"finished: {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def sweep(
     experiment: ExperimentFile,
-    workdir: Annotated[Path | None, typer.Option(help="Default: runs/FILE.")] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="The folder of all runs.", show_default="runs/FILE")
+    ] = None,
     generator: Annotated[str, typer.Option(help="The file's function that yields runs.")] = "sweep",
     set_: Settings = [],  # noqa: B006
 ) -> None:
@@ -63,14 +93,35 @@ def sweep(
 
     folder = workdir or Path("runs") / experiment.stem
     run_sweep(load_sweep(experiment, set_, generator), folder, console, command=sys.argv)
-    console.print(f"finished: {folder}; compare with: maktab report {folder}")
+    _say(f"finished: {folder}; compare with: maktab report {folder}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
+def show(experiment: ExperimentFile, set_: Settings = []) -> None:  # noqa: B006
+    """Show what an experiment is and costs, touching no accelerator.
+
+    Its numbers, parameters, FLOPs and memory, its data, and one batch.
+    """
+    _on_cpu()
+    from launch.experiment_file import load_config
+    from launch.show import show as render
+
+    render(load_config(experiment, set_), console)
+
+
+@app.command(rich_help_panel=LOOK)
 def report(
-    workdirs: Annotated[list[Path], typer.Argument(help="Runs, or folders that hold runs.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and PNGs.")] = None,
-    control: Annotated[str | None, typer.Option(help="The arm others are compared with.")] = None,
+    workdirs: Annotated[
+        list[Path], typer.Argument(metavar="WORKDIR", help="Runs, or folders that hold runs.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html and PNGs.", show_default="WORKDIR/report"),
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="The arm to compare with.", show_default="the one begun first"),
+    ] = None,
 ) -> None:
     """Compare arms: curves, the curriculum, and a table with intervals and paired tests."""
     from research.report.report import report as make
@@ -78,20 +129,10 @@ def report(
     console.print(make(workdirs, out or workdirs[0] / "report", control))
 
 
-@app.command()
-def show(experiment: ExperimentFile, set_: Settings = []) -> None:  # noqa: B006
-    """Resolve an experiment without an accelerator: numbers, parameters, memory, one batch."""
-    from launch.experiment_file import load_config
-    from launch.show import show as render
-
-    _on_cpu()
-    render(load_config(experiment, set_), console)
-
-
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def replay(
-    workdir: Annotated[Path, typer.Argument(help="A run directory.")],
-    step: Annotated[int, typer.Option(help="The update to look at, from 1.")],
+    workdir: RunFolder,
+    step: Annotated[int, typer.Option(min=1, help="The update to look at, from 1.")],
 ) -> None:
     """Say which examples an update saw, row by row, with the scores they had."""
     from launch.replay import replay as look
@@ -99,70 +140,127 @@ def replay(
     look(workdir, step, console)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
+def export(
+    workdir: RunFolder,
+    to: Annotated[Path, typer.Option(help="The folder to write; new or empty.")],
+    as_: Annotated[
+        str, typer.Option("--as", help="merged (a whole model) or adapter (PEFT).")
+    ] = "merged",
+    step: Annotated[str, typer.Option(help="last, best, or the step of a checkpoint.")] = "last",
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVALUATOR/METRIC",
+            help="WORKDIR holds several runs: take the one whose last evaluation is best.",
+        ),
+    ] = None,
+    lower_is_better: Annotated[
+        bool, typer.Option("--lower-is-better", help="Of --best-by; known of losses.")
+    ] = False,
+    experiment: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.py", help="Needed where the file defines parts of its own."),
+    ] = None,
+) -> None:
+    """Write a run's model as a Hugging Face folder, or its adapter as a PEFT folder."""
+    from launch.export import best_run
+    from launch.export import export as run
+
+    chosen = workdir if best_by is None else best_run(workdir, best_by, lower_is_better)
+    run(chosen, to, as_, step, experiment, console)
+
+
+@app.command(rich_help_panel=MODEL)
 def score(
     model: ModelFolder,
     data: DataFile,
-    out: Annotated[Path, typer.Option(help="JSONL, a row an example, in input order.")],
+    out: Annotated[Path, typer.Option(help="JSONL, a row per example, in input order.")],
     estimator: Annotated[
         str, typer.Option(help="loss, entropy, prefix_entropy, edco_release or length.")
     ] = "loss",
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change the estimator: prefix_tokens=32."
+        ),
+    ] = [],  # noqa: B006
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="Also the loss and entropy of every token.")
+    ] = False,
     adapter: Adapter = None,
-    per_token: Annotated[bool, typer.Option(help="Also loss and entropy of every token.")] = False,
-    truncate: Annotated[bool, typer.Option(help="Cut rows that are too long.")] = False,
+    truncate: Truncate = False,
     row_tokens: RowTokens = None,
     batch_rows: BatchRows = 32,
+    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
     dtype: Dtype = "float32",
 ) -> None:
-    """Score every example of a file: num_tokens, num_scored and score_nats."""
-    from launch.models import score as run
+    """Score every row: num_tokens, num_scored and score_nats (the mean over scored targets)."""
+    from launch.score import score as run
 
     count = run(
         model,
         data,
         out,
         estimator=estimator,
+        settings=set_,
         adapter=adapter,
         per_token=per_token,
         truncate=truncate,
         row_tokens=row_tokens,
         batch_rows=batch_rows,
+        seed=seed,
         dtype=dtype,
         console=console,
     )
-    console.print(f"written: {count} rows to {out}")
+    _say(f"written: {count} rows to {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL)
 def generate(
     model: ModelFolder,
-    data: Annotated[Path | None, typer.Argument(help="Rows to continue.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="One prompt, as plain text.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA", help="Rows to continue, of any kind.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="One prompt, as plain text, instead of DATA.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the most likely p.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampled paths.")] = 0,
-    ignore_eos: Annotated[bool, typer.Option(help="Always make --max-tokens tokens.")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSONL: output_ids and text.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the fewest tokens that make up p.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of sampled answers.")] = 0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Stop at no token: always make --max-tokens.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL: id, output_ids and text.", show_default="print them")
+    ] = None,
     adapter: Adapter = None,
-    truncate: Annotated[bool, typer.Option(help="Cut prompts that are too long.")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Keep the end of prompts that are too long.")
+    ] = False,
     row_tokens: RowTokens = None,
     batch_rows: BatchRows = 32,
     dtype: Dtype = "float32",
 ) -> None:
-    """Continue a prompt, or every row of a file; output_ids are the new tokens, stop included."""
-    from launch.models import generate as run
+    """Continue a prompt, or every row of a file up to where its answer starts."""
+    from launch.generate import generate as run
+    from research.core.generation import Sampling
 
     run(
         model,
         data,
         prompt,
         out=out,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        sampling=Sampling(
+            max_new_tokens=max_tokens,
+            temperature=temperature or None,
+            top_k=top_k,
+            top_p=top_p,
+        ),
         seed=seed,
         ignore_eos=ignore_eos,
         adapter=adapter,
@@ -174,53 +272,91 @@ def generate(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MODEL)
 def evaluate(
     model: ModelFolder,
     data: DataFile,
-    out: Annotated[Path, typer.Option(help="JSON; a row per example is written beside it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="OUT.json", help="Metrics; rows go to OUT.rows.jsonl.")
+    ],
+    slices: Annotated[
+        list[str],
+        typer.Option("--slice", metavar="FIELD", help="Also by this field. May be repeated."),
+    ] = [],  # noqa: B006
+    pattern: Annotated[
+        str, typer.Option(help="A regular expression: compare what it extracts of answers.")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer.")] = 128,
     adapter: Adapter = None,
-    slices: Annotated[list[str], typer.Option("--slice", help="Row fields to split by.")] = [],  # noqa: B006
-    truncate: Annotated[bool, typer.Option(help="Cut rows that are too long.")] = False,
+    truncate: Truncate = False,
     row_tokens: RowTokens = None,
     batch_rows: BatchRows = 32,
     dtype: Dtype = "float32",
 ) -> None:
-    """Evaluate on a file with the metrics its rows allow, each with count and interval."""
-    from launch.models import evaluate as run
+    """Evaluate with every metric that the rows allow, each with its count and interval."""
+    from launch.evaluate import evaluate as run
 
-    run(
+    beside = run(
         model,
         data,
         out,
         adapter=adapter,
         slices=tuple(slices),
+        pattern=pattern,
+        max_tokens=max_tokens,
         truncate=truncate,
         row_tokens=row_tokens,
         batch_rows=batch_rows,
         dtype=dtype,
         console=console,
     )
-    console.print(f"written: {out}")
+    _say(f"written: {out}, and a row per example to {beside}")
 
 
-@app.command()
-def export(
-    workdir: Annotated[Path, typer.Argument(help="A run directory; a sweep's with --best-by.")],
-    to: Annotated[Path, typer.Option(help="The folder to write.")],
-    as_: Annotated[str, typer.Option("--as", help="merged or adapter.")] = "merged",
-    step: Annotated[str, typer.Option(help="last, best, or the step of a checkpoint.")] = "last",
-    best_by: Annotated[
-        str | None, typer.Option(help="evaluator/metric that chooses the run of a sweep.")
+@app.command(rich_help_panel=MODEL)
+def harness(
+    model: ModelFolder,
+    tasks: Annotated[str, typer.Option(metavar="A,B", help="Task names or patterns.")],
+    out: Annotated[Path, typer.Option(metavar="OUT.json", help="Results by task.")],
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder with task YAML files.")
     ] = None,
-    lower_is_better: Annotated[bool, typer.Option(help="The direction of --best-by.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task at most.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples.", show_default="each task's own")
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask through the tokenizer's chat template.")
+    ] = False,
+    adapter: Adapter = None,
+    row_tokens: RowTokens = None,
+    batch_rows: BatchRows = 32,
+    dtype: Dtype = "float32",
 ) -> None:
-    """Write a run's model as a Hugging Face folder, or its adapter as a PEFT folder."""
-    from launch.export import best_run
-    from launch.export import export as run
+    """Run tasks of lm-evaluation-harness (an extra: pip install 'maktab\\[lm-eval]')."""
+    from launch.harness import harness as run
 
-    chosen = workdir if best_by is None else best_run(workdir, best_by, lower_is_better)
-    run(chosen, to, as_, step, console)
+    table = run(
+        model,
+        [task.strip() for task in tasks.split(",") if task.strip()],
+        out,
+        include_path=include_path,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        chat_template=chat_template,
+        adapter=adapter,
+        row_tokens=row_tokens,
+        batch_rows=batch_rows,
+        dtype=dtype,
+        console=console,
+    )
+    console.print(table)
+    _say(f"written: {out}")
+
+
+def _say(text: str) -> None:
+    """Print a line whole, whatever is in it and however wide the terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _steps(text: str | None) -> tuple[int, int] | None:
@@ -248,17 +384,35 @@ def main() -> None:
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Call a command; say what is wrong where the input is, and give the exit code."""
+    """Call a command; say what is wrong in a message, and give the exit code.
+
+    2 is an error of the input, 3 a run that stopped; everything else is a defect of the program and
+    keeps its traceback.
+    """
     try:
         command()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        errors.print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
-        errors.print(str(error), markup=False, highlight=False)
-        return 2
+    except (ValueError, OSError) as error:
+        return _complain("error", error, code=2)
     except RuntimeError as error:
-        if type(error).__module__.startswith("research."):
-            errors.print(f"[bold red]stopped:[/] {type(error).__name__}", highlight=False)
-            errors.print(str(error), markup=False, highlight=False)
-            return 3
-        raise
+        if type(error).__module__.startswith(OURS):
+            return _complain("stopped", error, code=3)
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _complain("stopped: out of memory", error, code=3)
+        errors.print(OUT_OF_MEMORY, highlight=False)
+        return 3
     return 0
+
+
+def _complain(what: str, error: Exception, code: int) -> int:
+    """Print an error as one message, and where it is from unless this project raised it itself."""
+    errors.print(f"[bold red]{what}:[/] ", end="", highlight=False)
+    errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    if not modules[-1].startswith(OURS):
+        caller = max(x for x, name in enumerate(modules) if name.startswith(OURS))
+        places = [f"{modules[x]}:{frames[x].f_lineno}" for x in (len(frames) - 1, caller)]
+        where = f"({type(error).__name__}, raised at {places[0]}, called at {places[1]})"
+        errors.print(where, markup=False, highlight=False, soft_wrap=True)
+    return code

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+import linecache
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -18,37 +22,68 @@ class ExperimentFileError(ValueError):
 def load_module(path: Path) -> ModuleType:
     """Run an experiment file as a module of its own; `sys.path` stays as it is.
 
+    It is known as `experiment_STEM` from then on, so that parts which it defines can be told by
+    name in `experiment.json`.
+
     Raises:
-      ExperimentFileError: the file is missing.
+      ExperimentFileError: the file is missing, is not Python, or raises.
     """
     if not path.is_file():
         raise ExperimentFileError(
             f"no experiment file {path.absolute()}; give a Python file with get_config()"
         )
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    name = f"experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ExperimentFileError(f"{path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    with blamed(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Say at which line of an experiment file it failed.
+
+    Raises:
+      ExperimentFileError: for whatever the file raises.
+    """
+    try:
+        yield
+    except ExperimentFileError:
+        raise
+    except SyntaxError as error:
+        where, line = f"{error.filename}:{error.lineno}", (error.text or "").strip()
+        raise ExperimentFileError(
+            f"{where}: {type(error).__name__}: {error.msg}: {line}"
+        ) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if Path(f.filename).absolute() == path.absolute()]
+        number = own[-1].lineno if own else 1
+        line = linecache.getline(str(path), number or 1).strip()
+        raise ExperimentFileError(
+            f"{path}:{number}: {type(error).__name__}: {error}\n  at: {line}"
+        ) from error
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> Experiment:
     """Call `get_config()` and apply `path=value` settings.
 
     Raises:
-      ExperimentFileError: there is no `get_config`, or it returns something else.
+      ExperimentFileError: there is no `get_config`, it raises, or it returns something else.
       ValueError: a setting names no field, or has another type.
     """
     module = load_module(path)
     if not hasattr(module, "get_config"):
         raise ExperimentFileError(f"{path} has no get_config(); it must return an Experiment")
-    experiment = module.get_config()
-    if not isinstance(experiment, Experiment):
-        raise ExperimentFileError(
-            f"{path}: get_config() returned {type(experiment).__name__}, expected an Experiment"
-        )
-    return apply_settings(experiment, settings)
+    with blamed(path):
+        experiment = module.get_config()
+    return apply_settings(
+        require_experiment(experiment, f"{path}: get_config() returned"), settings
+    )
 
 
 def load_sweep(
@@ -57,22 +92,41 @@ def load_sweep(
     """List the experiments that the file's generator yields, settings applied to each.
 
     Raises:
-      ExperimentFileError: there is no such generator, it is empty, or two runs share name and seed.
+      ExperimentFileError: there is no such generator, it raises, is empty, yields something else,
+        or two runs share name and seed.
     """
     module = load_module(path)
     if not hasattr(module, generator):
         raise ExperimentFileError(
             f"{path} has no {generator}(); write one that yields experiments, or use `maktab train`"
         )
-    experiments = [apply_settings(item, settings) for item in getattr(module, generator)()]
+    with blamed(path):
+        yielded = list(getattr(module, generator)())
+    experiments = [
+        apply_settings(require_experiment(item, f"{path}: {generator}() yielded"), settings)
+        for item in yielded
+    ]
+    if not experiments:
+        raise ExperimentFileError(f"{path}: {generator}() yields nothing; expected experiments")
     runs = [(item.name, item.seed) for item in experiments]
     doubled = sorted({run for run in runs if runs.count(run) > 1})
-    if not experiments or doubled:
+    if doubled:
         raise ExperimentFileError(
-            f"{path}: {generator}() gives {len(experiments)} experiments; {doubled} share name "
-            "and seed, which name their folders: tell them apart"
+            f"{path}: {generator}() yields {doubled} more than once; name and seed are a run's "
+            "folder: tell the runs apart by one of them"
         )
     return experiments
+
+
+def require_experiment(value: object, what: str) -> Experiment:
+    """Give `value` if it is an Experiment.
+
+    Raises:
+      ExperimentFileError: it is something else.
+    """
+    if not isinstance(value, Experiment):
+        raise ExperimentFileError(f"{what} a {type(value).__name__}, expected an Experiment")
+    return value
 
 
 def apply_settings(experiment: Experiment, settings: Sequence[str]) -> Experiment:

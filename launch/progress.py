@@ -1,8 +1,10 @@
-"""What a person sees while a run goes on: live bars, or a line a cycle in a log."""
+"""What a person sees while something goes on: live bars, or a line a cycle in a log."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,35 +13,57 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from research.clock import Cycle
 from research.train.prepare import Prepared
 
+Advance = Callable[[int, int], None]  # (done, total)
+
+
+def bars(console: Console) -> Progress:
+    """Make the bars of one command; nothing is drawn where there is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+@contextlib.contextmanager
+def bar(console: Console, what: str, unit: str = "rows") -> Iterator[Advance]:
+    """Draw one bar; it is moved by calls of (done, total) and shows what is done a second."""
+    with bars(console) as progress:
+        task, start = progress.add_task(what, total=None, note=""), time.perf_counter()
+
+        def advance(done: int, total: int) -> None:
+            note = f"{done / (time.perf_counter() - start):,.1f} {unit}/s"
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield advance
+
 
 class LiveWatch:
     """Progress bars for steps, scoring and evaluation, on a terminal or as plain lines in a log."""
 
     def __init__(self, console: Console):
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._console, self._progress = console, bars(console)
         self._tasks: dict[str, TaskID] = {}
+        self._steps = 0
 
     def __enter__(self) -> LiveWatch:
         self._progress.start()
+        self._update("loading weights", 0, None)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
     def begins(self, prepared: Prepared, step: int) -> None:
-        steps = prepared.experiment.clock.steps
+        self._progress.remove_task(self._tasks.pop("loading weights"))
+        self._steps = prepared.experiment.clock.steps
         if step:
-            self._console.print(f"resuming at step {step} of {steps}")
-        self._update("steps", step, steps)
+            self._console.print(f"resuming at step {step} of {self._steps}", highlight=False)
+        self._update("steps", step, self._steps)
 
     def scoring(self, done: int, total: int) -> None:
         self._update("scoring the pool", done, total)
@@ -53,12 +77,11 @@ class LiveWatch:
         )
         if "mfu" in timing:
             note += f"  MFU {timing['mfu']:.1%}"
-        total = self._progress.tasks[self._tasks["steps"]].total if "steps" in self._tasks else 0
-        self._update("steps", cycle.last, int(total or cycle.last), note)
+        self._update("steps", cycle.last, self._steps, note)
         if not self._console.is_terminal:
             self._console.print(f"step {cycle.last}  round {cycle.round}  {note}", highlight=False)
 
-    def _update(self, name: str, done: int, total: int, note: str = "") -> None:
+    def _update(self, name: str, done: int, total: int | None, note: str = "") -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, note=note)
         self._progress.update(self._tasks[name], completed=done, total=total)

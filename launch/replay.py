@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from research.report.lines import read_lines
 
 
 def replay(workdir: Path, step: int, console: Console) -> None:
@@ -20,12 +21,10 @@ def replay(workdir: Path, step: int, console: Console) -> None:
     for name in ("order.jsonl", "pool.jsonl"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"{workdir / name} is missing; give a run directory")
-    with (workdir / "order.jsonl").open() as lines:
-        steps = {line["step"]: line for line in map(json.loads, lines)}
+    steps = {line["step"]: line for line in read_lines(workdir / "order.jsonl")[0]}
     if step not in steps:
         raise ValueError(f"{workdir} has no step {step}; it has 1 to {max(steps, default=0)}")
-    with (workdir / "pool.jsonl").open() as lines:
-        names = {line["index"]: line["id"] for line in map(json.loads, lines)}
+    names = {line["index"]: line["id"] for line in read_lines(workdir / "pool.jsonl")[0]}
     number = steps[step]["round"]
     with np.load(workdir / "rounds" / f"{number:04d}.npz") as arrays:
         scores, scored = arrays["score_X"], arrays["scored_round_X"]

@@ -9,12 +9,20 @@ from rich.console import Console
 
 from launch.memory import keep_freed_memory
 from launch.progress import LiveWatch
+from research.checkpoint import CheckpointError
 from research.core.records import State
 from research.data.inspect import overview
 from research.experiment import Experiment
-from research.train.loop import train
+from research.score.pool import ScoringError
+from research.train.loop import NonFiniteError, train
 from research.train.prepare import Prepared, prepare
 from research.train.provenance import finish, is_finished, open_workdir
+
+STOPS = (NonFiniteError, ScoringError, CheckpointError)
+
+
+class SweepError(RuntimeError):
+    """Some runs of a sweep stopped; the others came to their end."""
 
 
 def default_workdir(experiment: Experiment) -> Path:
@@ -35,9 +43,10 @@ def run(
 
     Raises:
       ValueError, FileNotFoundError: what is wrong with the input, before a device is touched.
-      NonFiniteError, CheckpointError: why the run stopped.
+      NonFiniteError, ScoringError, CheckpointError: why the run stopped.
     """
-    prepared = prepare(experiment)
+    with console.status("reading model and data"):
+        prepared = prepare(experiment)
     if prepared.place.platform == "cpu":
         keep_freed_memory()
     for line in open_workdir(prepared, workdir, list(command)):
@@ -48,7 +57,7 @@ def run(
             console.print(leak_line(prepared), markup=False)
     with LiveWatch(console) as watch:
         state = train(prepared, workdir, watch, profile=profile)
-    finish(workdir, int(state.learner.step))
+    finish(workdir, int(state.learner.step), experiment)
     return state
 
 
@@ -64,12 +73,28 @@ def leak_line(prepared: Prepared) -> str:
 def run_sweep(
     experiments: Sequence[Experiment], folder: Path, console: Console, *, command: Sequence[str]
 ) -> None:
-    """Run experiments in turn; finished ones are passed over, the others resumed."""
+    """Run experiments in turn; finished ones are passed over, the others resumed.
+
+    A run that stops, such as one that diverges, does not keep the others from running.
+
+    Raises:
+      ValueError, FileNotFoundError: the first run whose input is wrong.
+      SweepError: naming the runs that stopped, at the end.
+    """
+    stopped: list[str] = []
     for number, experiment in enumerate(experiments, start=1):
         workdir = folder / experiment.name / f"seed-{experiment.seed}"
         label = f"[{number}/{len(experiments)}] {experiment.name}, seed {experiment.seed}"
-        if is_finished(workdir):
-            console.print(f"{label}: finished before", markup=False)
+        if is_finished(workdir, experiment):
+            console.print(f"{label}: finished before", markup=False, highlight=False)
             continue
-        console.print(label, markup=False)
-        run(experiment, workdir, console, command=command, quiet=number > 1)
+        console.print(label, markup=False, highlight=False)
+        try:
+            run(experiment, workdir, console, command=command, quiet=number > 1)
+        except STOPS as error:
+            stopped.append(f"{workdir}: {error}")
+            console.print(f"{label}: stopped: {error}", markup=False, highlight=False)
+    if stopped:
+        raise SweepError(
+            f"{len(stopped)} of {len(experiments)} runs stopped:\n  " + "\n  ".join(stopped)
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
-from research.core.axes import ALPHABET, axes_of
+from research.core.axes import ALPHABET, axes_of, declared
 from research.core.layout import Layout
 from research.core.parts import describe, vary
 from research.core.records import Batch, Learner
@@ -31,11 +31,14 @@ def show(experiment: Experiment, console: Console) -> None:
     Everything is computed for one device of this machine's CPU; `experiment.layout` is printed,
     not built.
     """
-    prepared = prepare(vary(experiment, {"layout": Layout()}), jax.devices("cpu")[:1])
+    with console.status("reading model and data"):
+        prepared = prepare(vary(experiment, {"layout": Layout()}), jax.devices("cpu")[:1])
     resolved = vary(prepared.experiment, {"layout": experiment.layout})
     console.print_json(json.dumps(describe(resolved), default=str))
     console.print(parameter_table(prepared))
-    console.print(cost_table(prepared))
+    with console.status("compiling one step"):
+        costs = cost_table(prepared)
+    console.print(costs)
     console.print(overview(prepared.pool))
     batch = first_batch(prepared)
     console.print(batch_table(batch))
@@ -49,7 +52,7 @@ def parameter_table(prepared: Prepared) -> Group:
     total = count = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(prepared.model.abstract()):
         name = _name(path)
-        axes = axes_of(name.rsplit("/", 1)[-1])
+        axes = declared(name.rsplit("/", 1)[-1])
         letters = "L" * (leaf.ndim - len(axes.letters)) + axes.letters
         size = leaf.size * leaf.dtype.itemsize
         total, count = total + size, count + leaf.size

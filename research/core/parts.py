@@ -1,4 +1,4 @@
-"""The law of parts: frozen dataclasses of numbers that compare, hash, print, travel as JSON and vary."""
+"""The law of parts: frozen dataclasses of numbers that compare, hash, travel as JSON and vary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import sys
 import types
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any, TypeVar, dataclass_transform
@@ -79,7 +81,7 @@ def describe(value: Any) -> Any:
 
 
 def rebuild(value: Any) -> Any:
-    """Undo `describe`; only dataclasses of this project's own packages are made.
+    """Undo `describe`; only dataclasses are made, of this project or of modules that are loaded.
 
     Raises:
       ValueError: the type is not one of ours, or no longer has the fields that were written.
@@ -91,16 +93,26 @@ def rebuild(value: Any) -> Any:
     if "type" not in value:
         return {key: rebuild(item) for key, item in value.items()}
     module, _, name = value["type"].rpartition(".")
-    if module.split(".")[0] not in ("research", "configs"):
+    if module.split(".")[0] not in ("research", "configs") and module not in sys.modules:
         raise ValueError(
-            f"cannot rebuild {value['type']!r}: only parts of maktab itself are read from JSON; "
-            "load the experiment file instead"
+            f"cannot rebuild {value['type']!r}: a part that is not maktab's own is not imported "
+            "because a JSON file says so; load the experiment file that defines it first"
         )
-    cls = getattr(importlib.import_module(module), name)
+    try:
+        cls = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError:
+        cls = None
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ValueError(f"{value['type']} is unknown to this version, or is no part")
     held = {key: rebuild(item) for key, item in value.items() if key != "type"}
-    unknown = held.keys() - {f.name for f in dataclasses.fields(cls)}
-    if unknown:
-        raise ValueError(f"{value['type']}: fields {sorted(unknown)} are unknown to this version")
+    fields = {f.name: f.default is dataclasses.MISSING for f in dataclasses.fields(cls)}
+    unknown = held.keys() - fields.keys()
+    missing = {name for name, needed in fields.items() if needed} - held.keys()
+    if unknown or missing:
+        raise ValueError(
+            f"{value['type']}: fields {sorted(unknown | missing)} are unknown to this version, or "
+            "were to the one that wrote them; use that version of maktab"
+        )
     return cls(**held)
 
 
@@ -152,7 +164,10 @@ def _replace(node: Any, steps: list[str], value: Any) -> Any:
 
 
 def parse_setting(root: Any, setting: str) -> tuple[str, Any]:
-    """Read `path=value` from a command line against the type of the field it replaces.
+    """Read `path=value` from a command line by the declared type of the field it replaces.
+
+    The value is a Python literal where the field takes one, else the text as it stands: a field
+    that is a string needs no quotes, and `name=7` names it "7".
 
     Raises:
       ValueError: there is no '=', the path is unknown, or the value has another type.
@@ -160,21 +175,50 @@ def parse_setting(root: Any, setting: str) -> tuple[str, Any]:
     path, equals, text = setting.partition("=")
     if not equals:
         raise ValueError(f"--set {setting!r}: expected path=value, for example tuning.rank=64")
-    current = _walk(root, path)
+    current, declared = _walk(root, path), _declared(root, path)
+    literal = _literal(text)
+    for value in (literal, float(literal) if type(literal) is int else text, text):
+        if _fits(value, declared):
+            return path, value
+    names = ", ".join(_children(current)) if dataclasses.is_dataclass(current) else ""
+    raise ValueError(
+        f"--set {setting!r}: {path} is {current!r} and takes {_named(declared)}, not {text!r}"
+        + (f"; change its fields one by one ({names}), or the experiment file" if names else "")
+    )
+
+
+def _declared(root: Any, path: str) -> Any:
+    """Give the type that a field is declared with; an item of a tuple keeps the type it has."""
+    parent, _, name = path.rpartition(".")
+    owner = _walk(root, parent) if parent else root
+    if isinstance(owner, tuple):
+        return type(owner[int(name)])
+    return typing.get_type_hints(type(owner))[name]
+
+
+def _literal(text: str) -> Any:
     try:
-        value = ast.literal_eval(text)
+        return _as_tuples(ast.literal_eval(text))
     except (ValueError, SyntaxError):
-        value = text
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, list):
-        value = tuple(value)
-    if current is not None and value is not None and type(value) is not type(current):
-        raise ValueError(
-            f"--set {setting!r}: {path} is {current!r} ({type(current).__name__}), "
-            f"but {text!r} reads as {type(value).__name__}"
-        )
-    return path, value
+        return text
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a literal is of a declared type; a part never is."""
+    origin, choices = typing.get_origin(declared), typing.get_args(declared)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if origin is typing.Literal:
+        return value in choices
+    return type(value) is (origin or declared)
+
+
+def _named(declared: Any) -> str:
+    return declared.__name__ if isinstance(declared, type) else str(declared).replace("typing.", "")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -34,5 +34,9 @@ def open_model(
             model, params = untie(model, params)
         tuning, trainable = read_adapter(adapter, model, params)
         params = tuning.join(trainable, params)
-    has_tokenizer = any((opened.path / name).is_file() for name in TOKENIZER_ALONE)
-    return model, params, opened.path if has_tokenizer else None
+    return model, params, tokenizer_folder(opened.path)
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Give the folder itself where it holds a tokenizer."""
+    return folder if any((folder / name).is_file() for name in TOKENIZER_ALONE) else None

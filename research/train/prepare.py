@@ -15,7 +15,7 @@ from research.data.leakage import Leak
 from research.data.pool import Pool, open_pool
 from research.data.tokenizer import Tokenizer, open_tokenizer
 from research.experiment import Experiment
-from research.huggingface.folder import load
+from research.huggingface.folder import load, match, open_folder
 from research.huggingface.pretrained import Pretrained, Resolved
 from research.huggingface.stops import stop_ids
 from research.models.architecture import Architecture
@@ -80,6 +80,8 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
             f"x {experiment.micro_batches} micro-batches; change rows, the layout or micro_batches"
         )
     model = Transformer(architecture, place, experiment.compute)
+    if weights is not None:
+        match(open_folder(weights.folder), model)
     scorer = experiment.curriculum.scorer
     views = None if scorer is None else render_views(scorer, pool)
     flops = step_flops(experiment, model)

@@ -18,6 +18,7 @@ import jax
 from research.checkpoint import write_atomically
 from research.core.parts import describe, differences
 from research.data.pool import Pool
+from research.experiment import Experiment
 from research.train.prepare import Prepared
 
 MAY_DIFFER = ("experiment.clock", "experiment.layout")
@@ -116,14 +117,21 @@ def describe_code(folder: Path) -> Mapping[str, str] | None:
     return None if commit is None else {"commit": commit.strip(), "diff": git("diff", "HEAD") or ""}
 
 
-def finish(workdir: Path, step: int) -> None:
-    """Mark a run as finished, so that a sweep passes over it."""
-    write_atomically(workdir / "finished.json", json.dumps({"step": step}) + "\n")
+def finish(workdir: Path, step: int, experiment: Experiment) -> None:
+    """Mark a run as finished, as it was asked for, so that a sweep passes over it."""
+    content = {"step": step, "experiment": _asked(experiment)}
+    write_atomically(workdir / "finished.json", json.dumps(content) + "\n")
 
 
-def is_finished(workdir: Path) -> bool:
-    """Whether a run in this folder came to its end."""
-    return (workdir / "finished.json").exists()
+def is_finished(workdir: Path, experiment: Experiment) -> bool:
+    """Whether this very run, wherever its arrays lay, came to its end in a folder."""
+    file = workdir / "finished.json"
+    return file.exists() and json.loads(file.read_text()).get("experiment") == _asked(experiment)
+
+
+def _asked(experiment: Experiment) -> dict[str, Any]:
+    described = json.loads(json.dumps(describe(experiment)))
+    return {name: value for name, value in described.items() if name != "layout"}
 
 
 def _version(name: str) -> str | None:
