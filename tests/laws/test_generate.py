@@ -261,13 +261,13 @@ def equations(jaxpr):
 
 
 def test_no_step_copies_the_cache():
-    """The optimised program makes arrays of the cache's shape once and writes them in place."""
+    """On a CPU arrays of the cache's shape are made once and written in place, never cut out."""
     args = params(), prompts(TEXTS, 7), GREEDY, keys(range(3)), ENTROPY
     rows, kv, width, slots = 3, 2, 10, 7 + N - 1
-    shapes = rf"f32\[{rows},{kv},(?:{width},{slots}|{slots},{width})\]"
+    made = rf"= f32\[(?:\d+,)?{rows},{kv},(?:{width},{slots}|{slots},{width})\]\S* "
     text = program(MODEL, ()).lower(*args).compile().as_text()
-    assert len(re.findall(rf"= {shapes}\S* (?:fusion\(.*)?dynamic-update-slice", text)) > 0
-    assert not re.findall(rf"= {shapes}\S* (?:copy|transpose)\(.*", text)
+    assert re.search(made + r"dynamic-update-slice\(", text)
+    assert not re.search(made + r"(?:copy|transpose|dynamic-slice)\(", text)
 
 
 def test_eight_devices_generate_what_one_generates():
