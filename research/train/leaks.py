@@ -25,7 +25,7 @@ def find_leaks(experiment: Experiment, pool: Pool, vocab_size: int) -> tuple[Lea
         pairs = ", ".join(f"{leak.pool_id} = {leak.test_id}" for leak in equal[:5])
         raise ValueError(
             f"{len(equal)} of {len(pool)} rows of the pool are also tested ({pairs}); split the "
-            "data by what identifies a row (research/data/selection.py: Split), or raise "
-            "max_leaked_fraction"
+            "data by what identifies a row (research/data/selection.py: Split), name the test "
+            "source in data.held_out, or raise max_leaked_fraction"
         )
     return tuple(leaks.values())
