@@ -76,7 +76,7 @@ class Blockwise:
         )
         sinks = jnp.full((num_kv_heads, groups), -jnp.inf) if sinks_KG is None else sinks_KG
         sinks = jnp.repeat(sinks.astype(jnp.float32), walk.query_block, axis=1)
-        out = _attend(walk, query, key, value, seen, sinks)
+        out: Any = _attend(walk, query, key, value, seen, sinks)
         out = out.reshape(-1, num_rows, num_kv_heads, groups, walk.query_block, width)
         out = out.transpose(1, 0, 4, 2, 3, 5).reshape(num_rows, -1, num_kv_heads, groups, width)
         return out[:, :num_queries]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ class Splash:
         query_BNTH = scaled_BTKGH.reshape(num_rows, num_queries, num_heads, width).swapaxes(1, 2)
         segments = kernels.SegmentIds(q=seen.query_segments_BT, kv=seen.key_segments_BS)
         sinks = None if sinks_KG is None else sinks_KG.astype(jnp.float32).reshape(num_heads)
-        mixed_BNTH = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(
+        mixed_BNTH: Any = jax.vmap(kernel, in_axes=(0, 0, 0, 0, None))(
             query_BNTH, key_BSKH.swapaxes(1, 2), value_BSKH.swapaxes(1, 2), segments, sinks
         )
         mixed_BTKGH = mixed_BNTH.swapaxes(1, 2).reshape(query_BTKGH.shape)
