@@ -60,9 +60,9 @@ lint: $(VENV)/dev
 	$(RUN)/pyright
 
 benchmarks: $(VENV)/parity
-	$(RUN)/python benchmarks/step.py
-	$(RUN)/python benchmarks/decode.py
-	$(RUN)/python benchmarks/score.py
+	$(RUN)/python -m benchmarks.step
+	$(RUN)/python -m benchmarks.decode
+	$(RUN)/python -m benchmarks.score
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

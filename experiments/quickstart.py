@@ -67,7 +67,7 @@ def get_config() -> Experiment:
             Likelihood(name="test", data=sheets(0.8, 1.0)),
             SlotAccuracy(name="slots", data=sheets(0.8, 1.0), max_new_tokens=112),
         ),
-        checkpoints=Checkpoints(keep_last=1, keep_best=1, metric="test/loss_nats"),
+        checkpoints=Checkpoints(keep_last=1),
     )
 
 

@@ -115,6 +115,7 @@ class Store:
           source: what the frozen weights are and their fingerprint; compared when restoring.
         """
         self.wait()
+        self._digest_file(step).unlink(missing_ok=True)  # of a checkpoint that was taken back
         empty = {k: [list(v.shape), str(v.dtype)] for k, v in curriculum.items() if v.size == 0}
         known = dict(metrics) if self.keep.metric in metrics else None
         response = self._orbax.save_checkpointables_async(
@@ -178,7 +179,10 @@ class Store:
         damaged = self._damage(step)
         if damaged:
             return f"is damaged: {damaged}"
-        metadata = self._orbax.checkpointables_metadata(step)
+        try:
+            metadata = self._orbax.checkpointables_metadata(step)
+        except Exception as error:  # whatever Orbax raises for files that are not its own
+            return f"is foreign or unreadable ({type(error).__name__}: {str(error)[:200]})"
         custom = metadata.custom_metadata or {}
         if custom.get("format") != FORMAT:
             return f"is foreign: format {custom.get('format')!r}, expected {FORMAT!r}"
@@ -212,12 +216,10 @@ class Store:
                 return f"{name} has other bytes than were written"
         return None
 
-    def _advice(
-        self, step: int, problem: str, abstract: Learner, source: Mapping[str, Any]
-    ) -> str:
+    def _advice(self, step: int, problem: str, abstract: Learner, source: Mapping[str, Any]) -> str:
         good = [s for s in self.steps if s != step and not self._problem(s, abstract, source)]
         remedy = (
-            f"the last good one is step {good[-1]}: delete {self.folder / str(step)} to resume there"
+            f"the last good one is step {good[-1]}: delete {self.folder / str(step)} to go on there"
             if good
             else "there is no other good one: start in a new folder"
         )

@@ -1,4 +1,4 @@
-"""Three nested units of time: a step, a cycle between host synchronisations, a round between scorings."""
+"""Three nested units of time: steps, cycles between looks of the host, rounds between scorings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Clock:
         )
 
     def cycles(self, *, rounds: int, after: int = 0) -> Iterator[Cycle]:
-        """Walk the cycles that begin at step `after` or later.
+        """Walk the cycles from step `after` on; the first is what is left of the one it lies in.
 
         Rounds divide the steps as evenly as integers allow. The walk is the same wherever it is
         entered, so a resumed run sees the cycles that it would have seen.
@@ -65,15 +65,16 @@ class Clock:
             for start in range(first, last, self.cycle_steps):
                 end = min(start + self.cycle_steps, last)
                 number += 1
-                if start >= after:
+                begin = max(start, after)
+                if begin < end:
                     yield Cycle(
-                        first=start,
+                        first=begin,
                         last=end,
                         round=round_,
                         round_first=first,
                         round_last=last,
                         number=number - 1,
-                        opens_round=start == first,
+                        opens_round=begin == first,
                         saves=self._due(number, end, self.save_every),
                         evaluates=self._due(number, end, self.evaluate_every),
                     )

@@ -89,7 +89,7 @@ class Experiment:
     sinks: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [evaluator.name for evaluator in self.evaluators]
+        names, keep = [evaluator.name for evaluator in self.evaluators], self.checkpoints
         require(
             self,
             (bool(self.name), "name is empty; name the arm, it is a folder's name too"),
@@ -105,14 +105,30 @@ class Experiment:
             (self.max_withheld >= 0, f"max_withheld={self.max_withheld} must not be negative"),
             (len(set(names)) == len(names), f"evaluators share names: {names}"),
             (
+                not keep.metric or keep.metric.split("/")[0] in names,
+                f"checkpoints.metric={keep.metric!r} names no evaluator; there are {names}",
+            ),
+            (
+                not keep.metric or self._saves_what_it_evaluates(),
+                f"checkpoints.keep_best={keep.keep_best} needs evaluations at saves: "
+                f"clock.evaluate_every={self.clock.evaluate_every} must be a positive multiple of "
+                f"save_every={self.clock.save_every}",
+            ),
+            (
                 self.curriculum.rounds <= self.clock.steps,
                 f"curriculum.rounds={self.curriculum.rounds} exceeds {self.clock.steps} steps",
             ),
             (
-                isinstance(self.model, Pretrained) or bool(self.tokenizer) or self.data.needs_no_text,
+                isinstance(self.model, Pretrained)
+                or bool(self.tokenizer)
+                or self.data.needs_no_text,
                 "model is an architecture, so tokenizer must be given",
             ),
         )
+
+    def _saves_what_it_evaluates(self) -> bool:
+        save, evaluate = self.clock.save_every, self.clock.evaluate_every
+        return save > 0 and evaluate > 0 and evaluate % save == 0
 
     def seed_of(self, stream: str) -> int:
         """Give the seed of a named stream; streams of one experiment differ from one another."""

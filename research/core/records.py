@@ -26,7 +26,7 @@ class Batch:
     Attributes:
       tokens_BT: token ids that are fed.
       targets_BT: the token that follows each fed token inside its own example (0 where none does).
-      weights_BT: loss weight of each target; 0 for prompts, padding and the last token of an example.
+      weights_BT: loss weight of each target; 0 for prompts, padding and an example's last token.
       positions_BT: position inside the example, from 0.
       segments_BT: which of the row's examples a token belongs to, from 1; 0 is padding.
       ids_BZ: pool index of each of the row's examples; -1 where there is none.

@@ -1,4 +1,4 @@
-"""The three verbs that touch weights: `contract`, `take` and `grouped`.
+"""The verbs that touch weights: `contract` and `take`.
 
 A leaf that is not an array (a low-rank or quantised weight) brings its own method of the same name;
 model files never ask what kind of leaf they hold.

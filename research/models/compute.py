@@ -52,6 +52,7 @@ class Compute:
                 self.param_dtype in ("float32", "bfloat16"),
                 f"param_dtype={self.param_dtype!r}: float32 or bfloat16",
             ),
+            (self.scoring_rows > 0, f"scoring_rows={self.scoring_rows} must be positive"),
             (
                 self.remat in REMAT_POLICIES,
                 f"remat={self.remat!r} is unknown; choose from {sorted(REMAT_POLICIES)}",

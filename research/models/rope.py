@@ -95,7 +95,7 @@ class YarnScaling:
 
 @part
 class Rope:
-    """Rotary embedding of base `theta`, half-split layout. Source: Su et al. 2021, arXiv 2104.09864."""
+    """Rotary embedding of base `theta`, half-split. Source: Su et al. 2021, arXiv 2104.09864."""
 
     theta: float = 10000.0
     scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None

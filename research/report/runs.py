@@ -95,7 +95,7 @@ class Run:
 
     def flops(self, step: int | None = None) -> tuple[float, float]:
         """Give the FLOPs of (the updates, the scoring) up to a step; 0 where none were recorded."""
-        lines = [line for line in self.timing if step is None or line["step"] <= step]
+        lines = [line for line in self.metrics if step is None or line["step"] <= step]
         scoring = [line["scoring_flops"] for line in lines if _is_number(line, "scoring_flops")]
         updates = [line["flops"] for line in lines if _is_number(line, "flops")]
         return float(sum(updates)), float(max(scoring, default=0.0))

@@ -16,10 +16,12 @@ def find_leaks(experiment: Experiment, pool: Pool, vocab_size: int) -> tuple[Lea
     """
     texts = [(example.id, comparable(example.row)) for example in pool.examples]
     leaks: dict[str, Leak] = {}
-    for data in {evaluator.data for evaluator in experiment.evaluators}:
+    for data in dict.fromkeys(evaluator.data for evaluator in experiment.evaluators):
         items = opened(data, pool.tokenizer, vocab_size).examples
         tested = [(example.id, comparable(example.row)) for example in items]
-        leaks |= {leak.pool_id: leak for leak in leaked(texts, tested)}
+        for leak in leaked(texts, tested):
+            if leak.equal or leak.pool_id not in leaks:
+                leaks[leak.pool_id] = leak
     equal = [leak for leak in leaks.values() if leak.equal]
     if len(equal) > experiment.max_leaked_fraction * len(pool):
         pairs = ", ".join(f"{leak.pool_id} = {leak.test_id}" for leak in equal[:5])

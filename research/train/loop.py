@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -26,6 +27,7 @@ from research.train.profile import profiled
 from research.train.step import (
     Step,
     abstractly,
+    all_finite,
     compile_reset,
     compile_step,
     initialise,
@@ -72,8 +74,12 @@ def train(
       CheckpointError: the newest checkpoint cannot be used; the message says what to do.
     """
     experiment, place = prepared.experiment, prepared.place
-    record = Record(workdir, experiment.sinks)
-    with Store(workdir / "checkpoints", experiment.checkpoints) as store:
+    if profile is not None and profile[1] > experiment.clock.steps:
+        raise ValueError(f"profile={profile}: the run has {experiment.clock.steps} steps")
+    with (
+        contextlib.closing(Record(workdir, experiment.sinks)) as record,
+        Store(workdir / "checkpoints", experiment.checkpoints) as store,
+    ):
         state, resumed = begin(prepared, store)
         first = int(state.learner.step)
         record.truncate_to(first if resumed else -1)
@@ -83,28 +89,43 @@ def train(
             evaluate_all(prepared, state, record, watch)
         for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
             clock = Stopwatch()
+            refuse_other_rounds(state, cycle)
             if cycle.opens_round:  # ask the model what is hard now
                 state = open_round(prepared, state, cycle, record, watch)
                 clock.lap("score_s")
             rows, state = plan(prepared, state, cycle)
             clock.lap("plan_s")
-            state, report = run_cycle(prepared, step, state, cycle, rows, profile, workdir)
+            state, seen = run_cycle(prepared, step, state, cycle, rows, profile, workdir)
             clock.lap("steps_s")
-            metrics = summarise(cycle, report)
+            report = functools.reduce(Report.__add__, seen)
             record_order(record, cycle, rows, report)
+            refuse_non_finite(prepared, state, cycle, seen, store)
+            metrics = summarise(prepared, state, cycle, report)
             record.metrics(cycle.last, metrics)
-            refuse_non_finite(prepared, state, cycle, report, record, store)
             scores = evaluate_all(prepared, state, record, watch) if cycle.evaluates else {}
             clock.lap("evaluate_s")
             record.commit()
             if cycle.saves:
                 save(prepared, state, store, scores)
             clock.lap("save_s")
-            timing = rates(prepared, state, cycle, report, clock.laps)
+            timing = rates(prepared, metrics, clock.laps)
             record.timing(cycle.last, timing)
             watch.recorded(cycle, metrics, timing)
-        record.close()
     return state
+
+
+def refuse_other_rounds(state: State, cycle: Cycle) -> None:
+    """Stop where a changed clock would put a step into another round than the curriculum is in.
+
+    Raises:
+      ValueError: the checkpoint's round is not the one that the clock goes on with.
+    """
+    held, expected = state.curriculum.round, cycle.round - cycle.opens_round
+    if held != expected:
+        raise ValueError(
+            f"step {cycle.first} lies in round {cycle.round} of this clock, but the checkpoint is "
+            f"in round {held}; go on with the clock.steps of the run's start, or begin a new run"
+        )
 
 
 def begin(prepared: Prepared, store: Store) -> tuple[State, bool]:
@@ -168,7 +189,7 @@ def reset_optimizer(prepared: Prepared, learner: Learner) -> Learner:
 
 
 def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
-    """Take the cycle's examples from the queue and pack them into rows.
+    """Take the cycle's examples from the queue and pack them, step by step, into rows.
 
     Raises:
       ValueError: a step of the cycle would have no example.
@@ -178,15 +199,18 @@ def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
     ids, held = curriculum.plan(
         state.curriculum, num_rows * data.segments, experiment.seed_of("order")
     )
-    rows, leftovers = pack(ids.tolist(), pool.lengths_X, num_rows, data.row_tokens, data.segments)
-    held = curriculum.put_back(held, leftovers)
-    for number, step_rows in steps_of(cycle, rows):
-        if not any(step_rows):
+    rows, waiting, most = [], ids.tolist(), data.rows * data.segments
+    for number in range(cycle.first + 1, cycle.last + 1):
+        if not waiting:
             raise ValueError(
                 f"step {number}: round {cycle.round} has no example left for it; lower "
                 "clock.steps, select a larger fraction, or allow repeats"
             )
-    return rows, dataclasses.replace(state, curriculum=held)
+        packed, left = pack(
+            waiting[:most], pool.lengths_X, data.rows, data.row_tokens, data.segments
+        )
+        rows, waiting = rows + packed, left + waiting[most:]
+    return rows, dataclasses.replace(state, curriculum=curriculum.put_back(held, waiting))
 
 
 def steps_of(cycle: Cycle, rows: Rows) -> Iterator[tuple[int, Rows]]:
@@ -204,8 +228,8 @@ def run_cycle(
     rows: Rows,
     profile: tuple[int, int] | None,
     workdir: Path,
-) -> tuple[State, Report]:
-    """Run the cycle's steps; the host looks at what they saw only at the end."""
+) -> tuple[State, list[Report]]:
+    """Run the cycle's steps; the host looks at what each saw only at the end."""
     experiment, place = prepared.experiment, prepared.place
     spans_round = experiment.schedule_spans_round
     first = cycle.round_first if spans_round else 0
@@ -215,12 +239,14 @@ def run_cycle(
     update, span, key = jax.device_put(fixed, place.replicated)
     learner, seen = state.learner, []
     batches = stream(prepared, cycle, rows)
-    for batch in profiled(batches, cycle.first, profile, workdir / "profile"):
+    wait = functools.partial(jax.block_until_ready, seen)
+    for batch in profiled(batches, cycle.first, profile, workdir / "profile", wait):
         learner, report = step(learner, state.frozen, batch, update, span, key)
         seen.append(report)
-    report = functools.reduce(Report.__add__, jax.device_get(seen))
-    curriculum = experiment.curriculum.observe(state.curriculum, report.rows)
-    return State(learner=learner, frozen=state.frozen, curriculum=curriculum), report
+    seen = jax.device_get(seen)
+    rows_seen = functools.reduce(Report.__add__, seen).rows
+    curriculum = experiment.curriculum.observe(state.curriculum, rows_seen)
+    return State(learner=learner, frozen=state.frozen, curriculum=curriculum), seen
 
 
 def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
@@ -241,8 +267,8 @@ def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> No
         record.losses(number, [next(losses)[: len(row)] for row in step_rows])
 
 
-def summarise(cycle: Cycle, report: Report) -> dict[str, Any]:
-    """Give the cycle's numbers: means of sums, and counts."""
+def summarise(prepared: Prepared, state: State, cycle: Cycle, report: Report) -> dict[str, Any]:
+    """Give the cycle's numbers: means of sums, counts, and FLOPs (scoring's since the start)."""
     totals = report.totals
     means = {name: float(total.mean) for name, total in totals.items() if name != "withheld"}
     return {
@@ -252,11 +278,13 @@ def summarise(cycle: Cycle, report: Report) -> dict[str, Any]:
         "tokens": int(totals["loss_nats"].count),
         "examples": int(np.sum(report.rows["id"] >= 0)),
         "withheld": int(totals["withheld"].sum),
+        "flops": cycle.num_steps * prepared.step_flops,
+        "scoring_flops": state.curriculum.scoring_flops,
     }
 
 
 def refuse_non_finite(
-    prepared: Prepared, state: State, cycle: Cycle, report: Report, record: Record, store: Store
+    prepared: Prepared, state: State, cycle: Cycle, seen: Sequence[Report], store: Store
 ) -> None:
     """Stop the run when more updates were withheld than it tolerates.
 
@@ -264,19 +292,30 @@ def refuse_non_finite(
       NonFiniteError: with the steps, the examples and the last good checkpoint.
     """
     withheld, allowed = int(state.learner.withheld), prepared.experiment.max_withheld
-    if withheld <= allowed or not report.totals["withheld"].sum:
+    bad = [
+        (step, report.rows)
+        for step, report in enumerate(seen, start=cycle.first + 1)
+        if report.totals["withheld"].sum
+    ]
+    if withheld <= allowed or not bad:
         return
-    record.commit()
-    losses, ids = np.asarray(report.rows["loss_nats"]), np.asarray(report.rows["id"])
-    bad = sorted({prepared.pool.ids[x] for x in ids[~np.isfinite(losses) & (ids >= 0)]})
-    named = f"examples {bad[:10]}" if bad else "the gradient alone (every example's loss is finite)"
+    named = "; ".join(f"step {step}: {_suspects(prepared, rows)}" for step, rows in bad[:3])
     good = f"step {store.steps[-1]}" if store.steps else "none yet"
     raise NonFiniteError(
-        f"steps {cycle.first + 1} to {cycle.last}: {int(report.totals['withheld'].sum)} updates "
-        f"were not finite and changed nothing ({withheld} in all, max_withheld={allowed}); "
-        f"not finite: {named}. Last good checkpoint: {good}. Look at these rows, lower peak_lr, or "
-        "raise max_withheld"
+        f"steps {bad[0][0]} to {bad[-1][0]}: {len(bad)} updates were not finite and changed "
+        f"nothing ({withheld} in all, max_withheld={allowed}). {named}. Last good checkpoint: "
+        f"{good}. Look at these rows, or begin again in a new folder with a lower peak_lr or a "
+        "larger max_withheld"
     )
+
+
+def _suspects(prepared: Prepared, rows: Mapping[str, Any]) -> str:
+    """Name the examples whose loss is not finite, or all of the step if the gradient alone is."""
+    ids, losses = np.asarray(rows["id"]), np.asarray(rows["loss_nats"])
+    lost = ids[~np.isfinite(losses) & (ids >= 0)]
+    names = sorted({prepared.pool.ids[x] for x in (lost if lost.size else ids[ids >= 0])})
+    what = "the loss of" if lost.size else "the gradient, not the loss, of"
+    return f"{what} {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}"
 
 
 def evaluate_all(
@@ -302,30 +341,33 @@ def evaluate_all(
 
 
 def save(prepared: Prepared, state: State, store: Store, scores: Mapping[str, float]) -> None:
-    """Start saving what changes; frozen weights are named by their fingerprint."""
-    store.save(
-        int(state.learner.step),
-        state.learner,
-        state.curriculum.arrays(),
-        source=prepared.source,
-        metrics=scores,
-    )
+    """Start saving what changes; frozen weights are named by their fingerprint.
+
+    Raises:
+      NonFiniteError: an update overflowed, so that the parameters are no longer finite.
+    """
+    step, good = int(state.learner.step), store.steps[-1:] or "none yet"
+    if not all_finite((state.learner.trainable, state.learner.optimizer)):
+        raise NonFiniteError(
+            f"after step {step} parameters or optimiser state are not finite, though every "
+            f"gradient was; nothing was saved. Last good checkpoint: {good}. Lower peak_lr"
+        )
+    arrays = state.curriculum.arrays()
+    store.save(step, state.learner, arrays, source=prepared.source, metrics=scores)
 
 
 def rates(
-    prepared: Prepared, state: State, cycle: Cycle, report: Report, laps: Mapping[str, float]
+    prepared: Prepared, metrics: Mapping[str, Any], laps: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Give the cycle's seconds, tokens a second, FLOPs and, on accelerators, MFU."""
-    flops = cycle.num_steps * prepared.step_flops
+    """Give the cycle's seconds, tokens a second and, on accelerators, MFU."""
+    seconds = laps["steps_s"]
     timing = {
         **laps,
         "wall_s": sum(laps.values()),
-        "tokens_per_s": float(report.totals["loss_nats"].count) / laps["steps_s"],
-        "flops": flops,
-        "scoring_flops": state.curriculum.scoring_flops,
+        "tokens_per_s": metrics["tokens"] / seconds,
     }
     peak = prepared.peak_flops_per_s
-    return timing if peak is None else timing | {"mfu": flops / laps["steps_s"] / peak}
+    return timing if peak is None else timing | {"mfu": metrics["flops"] / seconds / peak}
 
 
 class Stopwatch:

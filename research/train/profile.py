@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,11 +12,18 @@ T = TypeVar("T")
 
 
 def profiled(
-    items: Iterable[T], first: int, steps: tuple[int, int] | None, folder: Path
+    items: Iterable[T],
+    first: int,
+    steps: tuple[int, int] | None,
+    folder: Path,
+    wait: Callable[[], object],
 ) -> Iterator[T]:
     """Pass on the items of steps `first + 1, ...`, tracing those from `steps[0]` to `steps[1]`.
 
-    The trace also ends with the items, so it never spans two cycles.
+    The trace also ends with the items: what lies in the next cycle is a trace of its own.
+
+    Args:
+      wait: called before a trace ends, so that the devices have done what it is to show.
     """
     begin, end = (0, -1) if steps is None else steps
     tracing = False
@@ -27,8 +34,10 @@ def profiled(
                 tracing = True
             yield item
             if tracing and number >= end:
+                wait()
                 jax.profiler.stop_trace()
                 tracing = False
     finally:
         if tracing:
+            wait()
             jax.profiler.stop_trace()

@@ -76,6 +76,13 @@ def compile_step(model: Model, place: Placement, structure: Any) -> Step:
     )
 
 
+@jax.jit
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of a tree is finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
 def abstractly(learner: Learner) -> Learner:
     """Give shapes, dtypes and shardings of a learner, without its values."""
     return jax.tree.map(
@@ -164,7 +171,8 @@ def _gradients(
             rows=jax.tree.map(_join, reports.rows),
         )
     share = 1.0 / jnp.maximum(total.count, 1.0)
-    return jax.tree.map(lambda g: g * share.astype(g.dtype), gradients), total.sum * share, report
+    mean = jax.tree.map(lambda g: g.astype(jnp.float32) * share, gradients)
+    return mean, total.sum * share, report
 
 
 def _cut(x: jax.Array, count: int) -> jax.Array:
