@@ -130,7 +130,5 @@ def require_experiment(value: object, what: str) -> Experiment:
 
 
 def apply_settings(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """Apply `path=value` settings in order."""
-    for setting in settings:
-        experiment = vary(experiment, dict([parse_setting(experiment, setting)]))
-    return experiment
+    """Apply `path=value` settings together."""
+    return vary(experiment, dict(parse_setting(experiment, setting) for setting in settings))

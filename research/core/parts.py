@@ -9,7 +9,7 @@ import importlib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar, dataclass_transform
 
@@ -124,43 +124,53 @@ def _children(node: Any) -> dict[str, Any]:
     return {}
 
 
+def _step(node: Any, step: str, path: str) -> Any:
+    """Give one child of a node; an unknown one is an error that lists what there is."""
+    children = _children(node)
+    if step not in children:
+        near = difflib.get_close_matches(step, children, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{path!r}: {type(node).__name__} has no field {step!r}.{hint} "
+            f"It has: {', '.join(children) or 'none'}."
+        )
+    return children[step]
+
+
 def _walk(node: Any, path: str) -> Any:
-    """Follow a dotted path from `node`; an unknown step is an error that lists what there is."""
+    """Follow a dotted path from `node`."""
     for step in path.split("."):
-        children = _children(node)
-        if step not in children:
-            near = difflib.get_close_matches(step, children, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"{path!r}: {type(node).__name__} has no field {step!r}.{hint} "
-                f"It has: {', '.join(children) or 'none'}."
-            )
-        node = children[step]
+        node = _step(node, step, path)
     return node
 
 
 def vary(root: T, changes: Mapping[str, Any]) -> T:
     """Derive a part with some fields changed: `vary(experiment, {"tuning.rank": 64})`.
 
-    A path walks fields by name and tuples by index.
+    A path walks fields by name and tuples by index. Each part is rebuilt once with all of its
+    changes, so fields that are only right together can be changed together.
 
     Raises:
       ValueError: a path names no field; the error lists the fields there are.
     """
-    for path, value in changes.items():
-        _walk(root, path)
-        root = _replace(root, path.split("."), value)
-    return root
+    return _varied(root, [(path.split("."), value, path) for path, value in changes.items()])
 
 
-def _replace(node: Any, steps: list[str], value: Any) -> Any:
-    if not steps:
-        return value
-    head, rest = steps[0], steps[1:]
+def _varied(node: Any, changes: Sequence[tuple[list[str], Any, str]]) -> Any:
+    """Rebuild `node` once with all changes below it, so that fields that need one another pass."""
+    new: dict[str, Any] = {}
+    for steps, value, path in changes:
+        if len(steps) == 1:
+            _step(node, steps[0], path)
+            new[steps[0]] = value
+    for head in dict.fromkeys(steps[0] for steps, _, _ in changes if len(steps) > 1):
+        below = [(steps[1:], v, path) for steps, v, path in changes if steps[0] == head]
+        deeper = [change for change in below if change[0]]
+        child = new[head] if head in new else _step(node, head, deeper[0][2])
+        new[head] = _varied(child, deeper)
     if isinstance(node, tuple):
-        index = int(head)
-        return (*node[:index], _replace(node[index], rest, value), *node[index + 1 :])
-    return dataclasses.replace(node, **{head: _replace(getattr(node, head), rest, value)})
+        return tuple(new.get(str(index), item) for index, item in enumerate(node))
+    return dataclasses.replace(node, **new)
 
 
 def parse_setting(root: Any, setting: str) -> tuple[str, Any]:
@@ -208,12 +218,15 @@ def _as_tuples(value: Any) -> Any:
 
 
 def _fits(value: Any, declared: Any) -> bool:
-    """Whether a literal is of a declared type; a part never is."""
+    """Whether a literal is of a declared type; that of a part it never is."""
     origin, choices = typing.get_origin(declared), typing.get_args(declared)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in choices)
     if origin is typing.Literal:
         return value in choices
+    if origin is tuple and isinstance(value, tuple):
+        kinds = choices[:1] * len(value) if choices[1:] == (...,) else choices
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
     return type(value) is (origin or declared)
 
 

@@ -65,9 +65,11 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
             record.losses(update, losses.tolist())
         end = step + CYCLE
         loss = 1 + 2 * np.exp(-end / 9) + luck + rng.normal(0, 0.03)
-        record.metrics(end, {"round": round_, "loss_nats": loss, "tokens": 900, "examples": 24})
         scoring += 4e9 if scored and step % 6 == 0 else 0.0
-        record.timing(end, {"wall_s": 1.5, "flops": 3e9 * CYCLE, "scoring_flops": scoring})
+        flops = {"flops": 3e9 * CYCLE, "scoring_flops": scoring}
+        counts = {"tokens": 900, "examples": 24}
+        record.metrics(end, {"round": round_, "loss_nats": loss, **counts, **flops})
+        record.timing(end, {"wall_s": 1.5})
         if end % 6 == 0:
             skill = (0.6 + gain) * (1 - np.exp(-end / 8)) + luck
             record.evaluation(end, evaluation_of(skill, rng))
