@@ -12,7 +12,7 @@ _CACHE = Path(tempfile.gettempdir()) / f"maktab-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-from hypothesis import settings
+from hypothesis import settings  # noqa: E402  jax must not be imported before XLA_FLAGS is set
 
 settings.register_profile("few", max_examples=15, deadline=None, derandomize=True)
 settings.load_profile("few")

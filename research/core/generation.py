@@ -41,7 +41,7 @@ class Sampling:
                 f"max_new_tokens={self.max_new_tokens} must be at least 1",
             ),
             (
-                greedy or self.temperature > 0,
+                self.temperature is None or self.temperature > 0,
                 f"temperature={self.temperature} must be positive; for greedy decoding say None",
             ),
             (

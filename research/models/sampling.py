@@ -43,7 +43,8 @@ def kept_weights(logits_BV: Float[Array, "B V"], sampling: Sampling) -> Float[Ar
     Equal logits stay or go together, so more than k tokens may stay.
     """
     z_BV = logits_BV.astype(jnp.float32)
-    z_BV = (z_BV - jnp.max(z_BV, axis=-1, keepdims=True)) / sampling.temperature
+    temperature = 1.0 if sampling.temperature is None else sampling.temperature
+    z_BV = (z_BV - jnp.max(z_BV, axis=-1, keepdims=True)) / temperature
     weights_BV = jnp.exp(z_BV)
     if sampling.top_k is not None:
         one_BV = jnp.ones_like(weights_BV)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from research.core.axes import axes_of, shape_of
+from research.core.axes import declared, shape_of
 from research.core.generation import Generated, Sampling, Statistic
 from research.core.layout import Placement
 from research.core.records import Batch, Output, record
@@ -60,7 +60,7 @@ def _write(stack: Any, layer: Any, slot: jax.Array, new: jax.Array, axis: int) -
 
 def parameter(name: str, key: jax.Array, arch: Architecture) -> nnx.Param:
     """Make one parameter from its name: shape by letters, scale by fan-in, norms 1, biases 0."""
-    axes, shape = axes_of(name), shape_of(name, arch.sizes)
+    axes, shape = declared(name), shape_of(name, arch.sizes)
     if axes.is_kernel:
         fan_in = axes.matrix(shape)[1] if not name.startswith("embed") else 1
         std = arch.init_std or (fan_in**-0.5 if fan_in > 1 else 0.02)
@@ -227,7 +227,7 @@ class Transformer:
 
         def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
             del held
-            return self._attend(query, *fed, seen)
+            return self._attend(query, fed[0], fed[1], seen)
 
         spare = ((0, 0), (0, num_slots - num_tokens))
         cache = Cache(
@@ -264,7 +264,8 @@ class Transformer:
 
         def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
             del fed
-            return attend_cached(query, *held, seen, scale=self.arch.head_dim**-0.5)
+            scale = self.arch.head_dim**-0.5
+            return attend_cached(query, held[0], held[1], seen, scale=scale)
 
         return self._feed(params, cache, tokens_BT, seen, attend)
 
@@ -303,8 +304,8 @@ class Transformer:
         def body(stage: tuple[Stack, ...], carry: tuple, layers: tuple):
             x_BTD, held = carry
             weights, layer = layers
-            layers = {name: (weights[name], (held[name], layer)) for name in held}
-            return self._period(stage, cos_sin, seen, mix, x_BTD, layers), None
+            given = {name: (weights[name], (held[name], layer)) for name in held}
+            return self._period(stage, cos_sin, seen, mix, x_BTD, given), None
 
         x_BTD, cos_sin = self._embed(params, tokens_BT, seen)
         kept: dict[str, Any] = {}

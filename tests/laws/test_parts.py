@@ -77,6 +77,6 @@ def test_a_part_comes_back_from_json(value):
 def test_only_our_own_parts_are_made_from_json():
     with pytest.raises(ValueError, match="is no part"):
         rebuild({"type": "subprocess.Popen", "args": ["true"]})
-    with pytest.raises(ValueError, match="cannot rebuild 'wave.Wave_read'"):
+    with pytest.raises(ValueError, match=r"cannot rebuild 'wave\.Wave_read'"):
         rebuild({"type": "wave.Wave_read", "f": "x"})
     assert "wave" not in sys.modules
