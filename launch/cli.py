@@ -225,8 +225,8 @@ def generate(
     prompt: Annotated[
         str | None, typer.Option(help="One prompt, as plain text, instead of DATA.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Keep the fewest tokens that make up p.")

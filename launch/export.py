@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from launch.experiment_file import load_module
-from research.checkpoint import CheckpointError, Store
+from research.checkpoint import Store
 from research.core.layout import Layout, Placement
 from research.core.parts import rebuild
 from research.core.protocols import Tree, Tuning
@@ -106,7 +106,7 @@ def restore(
 ) -> tuple[int, Transformer, Path | None, Any, Any]:
     """Give (step, model, folder of the base, trainable, frozen) of a checkpoint."""
     if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(f"{workdir} holds no checkpoint; train first")
+        raise FileNotFoundError(f"{workdir} holds no checkpoint; train first")
     weights, architecture = resolve_model(experiment.model)
     place = place_on(experiment.layout, jax.devices())
     compute = Compute(param_dtype=experiment.compute.param_dtype)
@@ -141,8 +141,9 @@ def read_experiment(workdir: Path) -> Experiment:
         raise FileNotFoundError(
             f"{file} is missing; give a run directory, or one of a sweep with --best-by"
         )
+    written = read_json(file)
     try:
-        return rebuild(read_json(file)["experiment"])
+        return rebuild(written["experiment"])
     except (ValueError, KeyError) as error:
         raise ValueError(
             f"{file}: {error}. Parts that an experiment file defines are found with "
@@ -154,24 +155,20 @@ def choose_step(store: Store, step: str) -> int:
     """Give the step that "last", "best" or a number names.
 
     Raises:
-      CheckpointError: there is no such checkpoint.
-      ValueError: the word is unknown.
+      ValueError: there is no such checkpoint, or the word is unknown.
     """
-    if not store.steps:
-        raise CheckpointError(f"{store.folder} holds no checkpoint; train first")
-    if step == "last":
+    best = store.best() if store.steps else None
+    if step == "last" and store.steps:
         return store.steps[-1]
-    if step == "best":
-        best = store.best()
-        if best is None:
-            raise CheckpointError(
-                f"{store.folder}: no checkpoint carries the metric {store.keep.metric!r}; set "
-                "checkpoints.metric and keep_best, or export --step last"
-            )
+    if step == "best" and best is not None:
         return best
-    if not step.isdigit():
-        raise ValueError(f"--step {step!r}: expected last, best or a number")
-    return int(step)
+    if step.isdigit() and int(step) in store.steps:
+        return int(step)
+    raise ValueError(
+        f"--step {step!r}: {store.folder} has checkpoints of steps {store.steps}, of which "
+        f"{best or 'none'} is best by {store.keep.metric or 'checkpoints.metric, which is not set'}"
+        "; expected last, best or one of these numbers"
+    )
 
 
 def best_run(folder: Path, metric: str, lower_is_better: bool) -> Path:

@@ -55,8 +55,12 @@ def run(
         console.print(overview(prepared.pool))
         if prepared.leaks:
             console.print(leak_line(prepared), markup=False)
-    with LiveWatch(console) as watch:
-        state = train(prepared, workdir, watch, profile=profile)
+    try:
+        with LiveWatch(console) as watch:
+            state = train(prepared, workdir, watch, profile=profile)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from the last checkpoint")
+        raise
     finish(workdir, int(state.learner.step), experiment)
     return state
 

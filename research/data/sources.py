@@ -7,6 +7,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _read_bytes(path: Path) -> bytes:
         start = file.read(2)
     try:
         content = gzip.decompress(path.read_bytes()) if start == b"\x1f\x8b" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is a damaged gzip file ({error}); fetch it again") from error
     return content.removeprefix(b"\xef\xbb\xbf")
 

@@ -96,7 +96,13 @@ class HuggingFace:
                 f"{folder} holds no tokenizer: expected tokenizer.json, vocab.json or "
                 "tokenizer.model; name the tokenizer's own folder, or use rows of input_ids"
             )
-        self._inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        try:
+            self._inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # whatever the libraries underneath raise
+            raise ValueError(
+                f"{folder}: its tokenizer cannot be opened ({type(error).__name__}: {error}); "
+                "fetch its files again, or name another tokenizer"
+            ) from error
         if not self._inner.is_fast:
             raise ValueError(
                 f"{folder}: {type(self._inner).__name__} gives no character offsets, which the "
@@ -117,7 +123,7 @@ class HuggingFace:
 
     def encode(self, text: str) -> list[int]:
         """Tokenise without adding specials."""
-        return self._inner(text, add_special_tokens=False).input_ids
+        return self._inner(text, add_special_tokens=False, verbose=False).input_ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[tuple[list[int], Spans]]:
         """Tokenise many texts: ids, and the characters [first, last) that each token stands for."""

@@ -36,13 +36,15 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
       What differs from the run that was begun here, a line each: only clock and layout may.
 
     Raises:
-      OtherRunError: something else differs.
+      OtherRunError: something else differs, or the folder is not a run's.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise OtherRunError(f"--workdir {workdir} is a file; give a folder, new or a run's own")
     workdir.mkdir(parents=True, exist_ok=True)
     described = describe_run(prepared)
     file, changed = workdir / "experiment.json", []
     if file.exists():
-        changed = differences(json.loads(file.read_text()), described)
+        changed = differences(_read(file), described)
         refused = [line for line in changed if not line.startswith(MAY_DIFFER)]
         if refused:
             raise OtherRunError(
@@ -126,7 +128,16 @@ def finish(workdir: Path, step: int, experiment: Experiment) -> None:
 def is_finished(workdir: Path, experiment: Experiment) -> bool:
     """Whether this very run, wherever its arrays lay, came to its end in a folder."""
     file = workdir / "finished.json"
-    return file.exists() and json.loads(file.read_text()).get("experiment") == _asked(experiment)
+    return file.exists() and _read(file).get("experiment") == _asked(experiment)
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise OtherRunError(
+            f"{file} is not JSON ({error}); restore it, or give another --workdir"
+        ) from error
 
 
 def _asked(experiment: Experiment) -> dict[str, Any]:
