@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launch.opened import find
 from launch.progress import bar
-from launch.rows import open_rows, require_out, write_json, write_rows
+from launch.rows import open_rows, own_id, require_out, write_json, write_rows
 from research.evaluate.choose import evaluators_for
 from research.evaluate.evaluate import evaluate as ask
 from research.evaluate.evaluate import opened as open_items
@@ -61,7 +61,7 @@ def evaluate(
         )
     opened = found.load(console)
     summary: dict[str, Any] = {"metrics": {}, "slices": {}}
-    rows: list[dict[str, Any]] = [{"id": id} for id in pool.ids]
+    rows: list[dict[str, Any]] = [{} for _ in pool.examples]
     for evaluator in asked:
         with bar(console, f"evaluating {evaluator.name}") as advance:
             seen = ask(
@@ -77,8 +77,8 @@ def evaluate(
         summary["metrics"] |= described["metrics"]
         for name, metrics in described["slices"].items():
             summary["slices"].setdefault(name, {}).update(metrics)
-        for row, item in zip(rows, seen.rows, strict=True):
-            row |= item
+        for row, item, example in zip(rows, seen.rows, pool.examples, strict=True):
+            row |= {**item, "id": own_id(example)}
         for name, estimate in seen.metrics.items():
             console.print(f"{name}: {estimate}", highlight=False, markup=False)
     named = {"model": model, "adapter": adapter, "data": str(data), "examples": len(pool)}

@@ -130,5 +130,5 @@ def require_experiment(value: object, what: str) -> Experiment:
 
 
 def apply_settings(experiment: Experiment, settings: Sequence[str]) -> Experiment:
-    """Apply `path=value` settings together."""
+    """Apply `path=value` settings, all at once; of two with one path the last counts."""
     return vary(experiment, dict(parse_setting(experiment, setting) for setting in settings))

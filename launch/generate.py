@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launch.opened import Found, Opened, find
 from launch.progress import Advance, bar
-from launch.rows import fit_prompt, open_prompts, require_out, write_rows
+from launch.rows import fit_prompt, open_prompts, own_id, require_out, write_rows
 from research.core.generation import Sampling
 from research.data.batches import single_batch
 from research.data.examples import Example
@@ -110,7 +110,7 @@ def continued(
         tokens_BN, lengths_B = np.asarray(made.tokens_BN), np.asarray(made.lengths_B)
         for b, x in enumerate(ids):
             output = tokens_BN[b, : lengths_B[b]].tolist()
-            row: dict[str, Any] = {"id": prompts[x].id, "output_ids": output}
+            row: dict[str, Any] = {"id": own_id(prompts[x]), "output_ids": output}
             if opened.tokenizer is not None:
                 row["text"] = opened.tokenizer.decode(output)
             rows[x] = row

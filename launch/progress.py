@@ -20,7 +20,7 @@ def bars(console: Console) -> Progress:
     """Make the bars of one command; nothing is drawn where there is no terminal."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=20),
         TextColumn("{task.completed:.0f}/{task.total}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
@@ -63,7 +63,8 @@ class LiveWatch:
         self._steps = prepared.experiment.clock.steps
         if step:
             self._console.print(f"resuming at step {step} of {self._steps}", highlight=False)
-        self._update("steps", step, self._steps)
+        note = "the first cycle compiles" if step < self._steps else ""
+        self._update("steps", step, self._steps, note)
 
     def scoring(self, done: int, total: int) -> None:
         self._update("scoring the pool", done, total)
@@ -72,9 +73,7 @@ class LiveWatch:
         self._update(f"evaluating {name}", done, total)
 
     def recorded(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        note = (
-            f"loss {metrics['loss_nats']:.4f} nats  {timing['tokens_per_s']:,.0f} trained tokens/s"
-        )
+        note = f"loss {metrics['loss_nats']:.4f} nats  {timing['tokens_per_s']:,.0f} tokens/s"
         if "mfu" in timing:
             note += f"  MFU {timing['mfu']:.1%}"
         self._update("steps", cycle.last, self._steps, note)
@@ -84,6 +83,7 @@ class LiveWatch:
     def _update(self, name: str, done: int, total: int | None, note: str = "") -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, note=note)
-        self._progress.update(self._tasks[name], completed=done, total=total)
+        goes_on = total is None or done < total or name == "steps"
+        self._progress.update(self._tasks[name], completed=done, total=total, visible=goes_on)
         if note:
             self._progress.update(self._tasks[name], note=note)

@@ -107,6 +107,12 @@ def fit_prompt(prompt: Example, found: Found, *, row_tokens: int | None, truncat
     return dataclasses.replace(prompt, tokens=tokens[-limit:], trained=prompt.trained[-limit:])
 
 
+def own_id(example: Example) -> Any:
+    """Give a row's id as the row itself has it (a number stays one), else the example's."""
+    own = example.row.get("id")
+    return own if isinstance(own, (str, int, float)) else example.id
+
+
 def refusal(path: Path, bad: list[Dropped]) -> ValueError:
     """Give the error that names bad rows; it is raised before anything is written."""
     remedy = "mend or remove them"

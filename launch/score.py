@@ -10,7 +10,7 @@ from rich.console import Console
 
 from launch.opened import find
 from launch.progress import bar
-from launch.rows import open_rows, require_out, write_rows
+from launch.rows import open_rows, own_id, require_out, write_rows
 from research.core.parts import parse_setting, vary
 from research.core.protocols import Estimator
 from research.curriculum.estimators.edco_release import EdcoRelease
@@ -77,7 +77,8 @@ def score(
             per_token=per_token,
             watch=advance,
         )
-        return write_rows(out, rows)
+        named = zip(pool.examples, rows, strict=True)
+        return write_rows(out, ({**row, "id": own_id(example)} for example, row in named))
 
 
 def estimator_named(name: str, settings: Sequence[str]) -> Estimator:
@@ -89,6 +90,4 @@ def estimator_named(name: str, settings: Sequence[str]) -> Estimator:
     if name not in ESTIMATORS:
         raise ValueError(f"--estimator {name!r} is unknown; choose from {', '.join(ESTIMATORS)}")
     part = ESTIMATORS[name]
-    for setting in settings:
-        part = vary(part, dict([parse_setting(part, setting)]))
-    return part
+    return vary(part, dict(parse_setting(part, setting) for setting in settings))

@@ -82,6 +82,11 @@ def get_config():
 def sweep():
     yield get_config()
     yield vary(get_config(), {"name": "hot", "schedule.peak_lr": 3e-2})
+
+
+def with_one_that_diverges():
+    yield vary(get_config(), {"name": "diverges", "schedule.peak_lr": 1e38})
+    yield get_config()
 '''
 
 

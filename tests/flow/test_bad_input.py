@@ -81,9 +81,15 @@ def test_a_setting_that_cannot_be_is_refused(experiment, tmp_path, setting, word
     assert not run.exists()
 
 
-def test_a_setting_is_read_by_its_fields_type(experiment, tmp_path):
+def test_a_setting_is_read_by_its_fields_type(experiment):
     said = maktab("train", experiment, "--set", "name=7", "--set", "model.folder=/no/where")
     refused(said, "/no/where is not a folder")
+
+
+def test_settings_that_need_one_another_are_made_together(experiment):
+    off = ("--set", "checkpoints.keep_best=0", "--set", "checkpoints.metric=")
+    refused(maktab("train", experiment, *off[:2]), "need one another")
+    refused(maktab("train", experiment, *off, "--set", "model.folder=/no/where"), "not a folder")
 
 
 @pytest.mark.parametrize(

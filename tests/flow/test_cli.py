@@ -39,8 +39,8 @@ KINDS = (
     {"id": "text", "text": TEXT},
     {"id": "pair", "prompt": "Once upon a time", "completion": ", there was"},
     {"id": "choice", "question": "Who?", "options": ["cat", "dog"], "answer": "B"},
-    {"id": "ids", "input_ids": IDS[:13].tolist()},
-    {"id": "ids", "input_ids": IDS[:13].tolist()},
+    {"id": 7, "input_ids": IDS[:13].tolist()},
+    {"id": 7, "input_ids": IDS[:13].tolist()},
 )
 LONG = {"id": "long", "input_ids": IDS[:20].tolist()}  # pads every batch that it is in to 32
 
@@ -111,6 +111,17 @@ def test_a_finished_run_is_not_another_one(swept):
     said = maktab("sweep", swept.file, "--workdir", swept.folder, "--set", "data.rows=8")
     assert said.code == 2
     assert "experiment.data.rows: 4 -> 8" in said.err
+
+
+def test_a_run_that_diverges_does_not_keep_a_sweep_from_its_end(swept, tmp_path):
+    words = ("--workdir", tmp_path, "--generator", "with_one_that_diverges")
+    said = maktab("sweep", swept.file, *words)
+    assert said.code == 3
+    assert "stopped: 1 of 2 runs stopped" in said.err
+    assert "were not finite" in said.err
+    assert str(tmp_path / "diverges" / "seed-0") in said.err
+    assert (tmp_path / "plain" / "seed-0" / "finished.json").exists()
+    assert "plain, seed 0: finished before" in maktab("sweep", swept.file, *words).out
 
 
 def test_a_run_writes_down_its_command_and_its_numbers(swept):
@@ -346,12 +357,12 @@ def test_generation_continues_every_kind_of_row_up_to_the_stop_token(stopping, b
     opened = {"id": "open", "prompt": "Once upon a time"}
     file = write_rows(tmp_path / "d.jsonl", *KINDS, opened, LONG)
     rows = {row["id"]: row for row in generate(stopping, file, tmp_path / "o.jsonl")}
-    assert list(rows) == ["text", "pair", "choice", "ids", "open", "long"], "input order"
+    assert list(rows) == ["text", "pair", "choice", 7, "open", "long"], "input order"
     assert rows["pair"]["output_ids"] == rows["open"]["output_ids"] == IDS[5:7].tolist()
     assert rows["pair"]["output_ids"][-1] == THERE, "the stop token is one of the new ones"
     assert rows["pair"]["text"] == ", there"
-    assert rows["text"]["output_ids"] == rows["ids"]["output_ids"]
-    assert rows["ids"]["output_ids"][0] == np.argmax(LOGITS[12])
+    assert rows["text"]["output_ids"] == rows[7]["output_ids"]
+    assert rows[7]["output_ids"][0] == np.argmax(LOGITS[12])
     assert all(0 < len(row["output_ids"]) <= 6 for row in rows.values())
     begun = {"id": "ids", "input_ids": IDS[:5].tolist()}
     same = generate(bare, write_rows(tmp_path / "i.jsonl", begun, LONG), tmp_path / "b.jsonl")
