@@ -16,6 +16,7 @@ from research.data.examples import Example, RowError
 from research.data.pool import Data, Pool
 from research.data.rows import render
 from research.data.sources import Jsonl, Parquet
+from research.report.lines import encode
 
 
 def source_of(path: Path) -> Source:
@@ -143,7 +144,7 @@ def write_rows(out: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     try:
         with draft.open("w", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(encode(row))
                 count += 1
         draft.replace(out)
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import typer.main
 
+from launch.cli import app
 from launch.harness import log_likelihoods, sampling_of, until
 from launch.opened import find
 from tests.flow.commands import (
@@ -80,6 +84,21 @@ def test_every_command_has_help(command):
     said = maktab(command, "--help")
     assert said.code == 0
     assert "Usage:" in said.out
+
+
+def test_every_command_in_the_docs_is_one():
+    root, program = Path(__file__).parents[2], typer.main.get_command(app)
+    lines = [
+        line.strip()
+        for file in (*root.glob("*.md"), *root.glob("docs/*.md"), root / "Makefile")
+        for line in file.read_text().splitlines()
+        if re.match(r"\s*(\$\(RUN\)/)?maktab [a-z]+ ", line)
+    ]
+    assert len(lines) >= len(COMMANDS)
+    for line in lines:
+        _, name, *words = shlex.split(line, comments=True)
+        command = program.commands[name]
+        command.make_context(name, words)  # raises for an option that is not there
 
 
 # Runs
