@@ -1,4 +1,4 @@
-"""One small sweep and three model folders, made once for all tests of the command line."""
+"""One small sweep and two model folders, made once for all tests of the command line."""
 
 from __future__ import annotations
 
