@@ -11,7 +11,8 @@ Method: Full fine-tuning over several seeds in three arms: EDCO (four rounds, ha
 Expectation: no arm clearly ahead. The pool is small and clean, and being unsure how to begin a
   sentence about a restaurant does not make the restaurant a better teacher.
 Command: make quickstart (the long version, 400 steps and 5 seeds: make reproduce-quickstart)
-Result: printed, and in the README, whatever it says.
+Result: EDCO does not beat random order here: slot accuracy 0.491 against 0.500 (random) and 0.524
+  (round-wise random), test loss 0.682 against 0.653 and 0.688 nats (100 steps, 3 seeds).
 """
 
 from __future__ import annotations
