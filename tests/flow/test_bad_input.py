@@ -311,7 +311,11 @@ def test_every_bad_row_of_a_run_is_counted_and_the_first_are_named(experiment, t
     [
         ("none.jsonl", b"", "the data has no rows"),
         ("latin.jsonl", b'{"text": "caf\xe9"}\n', "latin.jsonl:1: malformed"),
-        ("cut.jsonl.gz", gzip.compress(b'{"text": "cat"}\n' * 99, mtime=0)[:-20], "damaged gzip file"),
+        (
+            "cut.jsonl.gz",
+            gzip.compress(b'{"text": "cat"}\n' * 99, mtime=0)[:-20],
+            "damaged gzip file",
+        ),
         ("odd.parquet", b"not a table", "is not a Parquet file"),
     ],
 )
