@@ -92,6 +92,7 @@ def write(out: Path, record: Mapping[str, Any]) -> None:
         "system": platform.system(),
         "python": platform.python_version(),
         "load_average": os.getloadavg(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "as it comes"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
