@@ -2,8 +2,10 @@
 
 A multiply-add is 2 FLOPs. One token costs, in one forward pass,
 
-    2 * (parameters of every kernel it meets)                  the products
-    4 * num_heads * head_dim * (positions it sees), a layer    scores and their mixture
+    2 * (parameters of every kernel it meets)                            the products
+    2 * num_heads * (head_dim + value_dim) * (positions it sees), a layer    scores and mixture
+
+Of a bank of experts a token meets `experts_per_token` of `num_experts`.
 
 Norms, biases, rotations, softmax and look-ups are left out, as is usual for model FLOPs (MFU).
 A backward pass costs the products once more for the activations, and once more for the kernels
@@ -22,7 +24,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from research.core.axes import axes_of
+from research.core.axes import axes_of, declared
 from research.models.architecture import Architecture
 
 Lengths = Any  # int, or integers of any shape: tokens of each sequence
@@ -34,11 +36,21 @@ def kernel_parameters(arch: Architecture, params: Any) -> tuple[int, int]:
     Adapters count where they sit. An embedding that is only looked up counts for nothing; a tied
     one is the head.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = [(_kernel_name(path), int(np.prod(leaf.shape))) for path, leaf in leaves]
+    named = [
+        (name, int(np.prod(leaf.shape)) * _met(arch, name))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if (name := _kernel_name(path))
+    ]
     heads = ("head", "embed") if arch.tied_head else ("head",)
-    body = sum(size for name, size in named if name and not name.startswith(("head", "embed")))
-    return body, sum(size for name, size in named if name.startswith(heads))
+    outside = ("head", "embed", "positions")
+    body = sum(size for name, size in named if not name.startswith(outside))
+    return round(body), round(sum(size for name, size in named if name.startswith(heads)))
+
+
+def _met(arch: Architecture, name: str) -> float:
+    """The share of a kernel that one token is multiplied with."""
+    moe = arch.moe
+    return moe.experts_per_token / moe.num_experts if moe and declared(name).bank else 1.0
 
 
 def attention_flops(arch: Architecture, lengths: Lengths) -> Float[np.ndarray, ...]:
@@ -50,7 +62,7 @@ def attention_flops(arch: Architecture, lengths: Lengths) -> Float[np.ndarray, .
         window = arch.window(layer)
         inside = n if window is None else np.minimum(n, window)
         seen = seen + inside * (inside + 1) / 2 + (n - inside) * inside
-    return 4.0 * arch.num_heads * arch.head_dim * seen
+    return 2.0 * arch.num_heads * (arch.head_dim + arch.value_dim) * seen
 
 
 def forward_flops(

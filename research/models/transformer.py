@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,17 +12,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int
 
-from research.core.axes import declared, shape_of
 from research.core.generation import Generated, Sampling, Statistic
 from research.core.layout import Placement
 from research.core.records import Batch, Output, record
-from research.core.weights import contract, take, value_of
+from research.core.weights import take
 from research.models.architecture import Architecture, Stack
 from research.models.attention.cached import attend_cached
 from research.models.attention.visibility import Visibility
+from research.models.block import Block, norm_names, normalise
 from research.models.compute import Compute
 from research.models.generate import generate
-from research.models.rope import rotate
+from research.models.parameters import parameter
+from research.models.rope import Rope
 
 Params = Any
 
@@ -58,124 +58,13 @@ def _write(stack: Any, layer: Any, slot: jax.Array, new: jax.Array, axis: int) -
     return jax.lax.dynamic_update_slice(stack, new[None], start)
 
 
-def parameter(name: str, key: jax.Array, arch: Architecture) -> nnx.Param:
-    """Make one parameter from its name: shape by letters, scale by fan-in, norms 1, biases 0."""
-    axes, shape = declared(name), shape_of(name, arch.sizes)
-    if axes.is_kernel:
-        fan_in = axes.matrix(shape)[1] if not name.startswith("embed") else 1
-        std = arch.init_std or (fan_in**-0.5 if fan_in > 1 else 0.02)
-        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
-    fill = jnp.zeros if "bias" in name else jnp.ones
-    return nnx.Param(fill(shape, jnp.float32))
-
-
-def rms_norm(x: jax.Array, scale: Any, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) * scale, in float32. Source: Zhang & Sennrich, arXiv 1910.07467."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return (y * value_of(scale).astype(jnp.float32)).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
-
-    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
-        self.arch, self.place = arch, place
-        self.query_D_KGH = parameter("query_D_KGH", key, arch)
-        self.key_D_KH = parameter("key_D_KH", key, arch)
-        self.value_D_KH = parameter("value_D_KH", key, arch)
-        self.out_KGH_D = parameter("out_KGH_D", key, arch)
-        if arch.qkv_bias:
-            self.query_bias_KGH = parameter("query_bias_KGH", key, arch)
-            self.key_bias_KH = parameter("key_bias_KH", key, arch)
-            self.value_bias_KH = parameter("value_bias_KH", key, arch)
-        if arch.out_bias:
-            self.out_bias_D = parameter("out_bias_D", key, arch)
-        if arch.query_key_norm:
-            self.query_norm_H = parameter("query_norm_H", key, arch)
-            self.key_norm_H = parameter("key_norm_H", key, arch)
-
-    def project(self, x_BTD: jax.Array, cos_sin: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Give rotated queries [B, T, K, G, H] and keys, and values, both [B, T, K, H]."""
-        arch = self.arch
-        query = contract("BTD,DKGH->BTKGH", x_BTD, self.query_D_KGH)
-        key = contract("BTD,DKH->BTKH", x_BTD, self.key_D_KH)
-        value = contract("BTD,DKH->BTKH", x_BTD, self.value_D_KH)
-        if arch.qkv_bias:
-            query = query + value_of(self.query_bias_KGH).astype(query.dtype)
-            key = key + value_of(self.key_bias_KH).astype(key.dtype)
-            value = value + value_of(self.value_bias_KH).astype(value.dtype)
-        if arch.query_key_norm:
-            query = rms_norm(query, self.query_norm_H, arch.norm_eps)
-            key = rms_norm(key, self.key_norm_H, arch.norm_eps)
-        query, key = rotate(query, *cos_sin), rotate(key, *cos_sin)
-        return self.place.constrain(query, "BTKGH"), self.place.constrain(key, "BTKH"), value
-
-    def close(self, mixed_BTKGH: jax.Array) -> jax.Array:
-        """Bring the heads back to the residual width."""
-        out_BTD = contract("BTKGH,KGHD->BTD", mixed_BTKGH, self.out_KGH_D)
-        return (
-            out_BTD + value_of(self.out_bias_D).astype(out_BTD.dtype)
-            if self.arch.out_bias
-            else out_BTD
-        )
-
-
-class GatedFeedForward(nnx.Module):
-    """down(silu(gate(x)) * up(x)). Source: Shazeer 2020, arXiv 2002.05202."""
-
-    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
-        self.arch, self.place = arch, place
-        self.gate_D_F = parameter("gate_D_F", key, arch)
-        self.up_D_F = parameter("up_D_F", key, arch)
-        self.down_F_D = parameter("down_F_D", key, arch)
-        if arch.ffw_bias:
-            self.gate_bias_F = parameter("gate_bias_F", key, arch)
-            self.up_bias_F = parameter("up_bias_F", key, arch)
-            self.down_bias_D = parameter("down_bias_D", key, arch)
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_BTF = contract("BTD,DF->BTF", x_BTD, self.gate_D_F)
-        up_BTF = contract("BTD,DF->BTF", x_BTD, self.up_D_F)
-        if self.arch.ffw_bias:
-            gate_BTF = gate_BTF + value_of(self.gate_bias_F).astype(gate_BTF.dtype)
-            up_BTF = up_BTF + value_of(self.up_bias_F).astype(up_BTF.dtype)
-        hidden_BTF = self.place.constrain(nnx.silu(gate_BTF) * up_BTF, "BTF")
-        out_BTD = contract("BTF,FD->BTD", hidden_BTF, self.down_F_D)
-        return (
-            out_BTD + value_of(self.down_bias_D).astype(out_BTD.dtype)
-            if self.arch.ffw_bias
-            else out_BTD
-        )
-
-
-class Block(nnx.Module):
-    """One layer: attention and feed-forward, each after a norm and added to the residual."""
-
-    def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
-        self.arch, self.place = arch, place
-        self.attention_norm_D = parameter("attention_norm_D", key, arch)
-        self.attention = Attention(jax.random.fold_in(key, 0), arch, place)
-        self.ffw_norm_D = parameter("ffw_norm_D", key, arch)
-        self.ffw = GatedFeedForward(jax.random.fold_in(key, 1), arch, place)
-
-    def __call__(self, x_BTD: jax.Array, cos_sin: tuple, mix: Any) -> tuple[jax.Array, Any]:
-        """Run the layer; `mix(query, key, value)` attends and may hand something back."""
-        normed = rms_norm(x_BTD, self.attention_norm_D, self.arch.norm_eps)
-        mixed_BTKGH, kept = mix(*self.attention.project(normed, cos_sin))
-        x_BTD = self.place.constrain(x_BTD + self.attention.close(mixed_BTKGH), "BTD")
-        normed = rms_norm(x_BTD, self.ffw_norm_D, self.arch.norm_eps)
-        return self.place.constrain(x_BTD + self.ffw(normed), "BTD"), kept
-
-
 @dataclasses.dataclass(frozen=True)
 class Transformer:
     """An architecture on a placement, computed by a policy: functions of a parameter tree.
 
     The tree is {"embed_V_D", "layers": {stack: {"attention": ..., "ffw": ...}}, "final_norm_D",
     "head_D_V"}; every leaf under a stack has a leading axis L. Any leaf may be replaced by a leaf
-    that brings its own `contract` and `take`.
+    that brings its own `contract`, `take` and `grouped`.
     """
 
     arch: Architecture
@@ -191,48 +80,55 @@ class Transformer:
         return jax.eval_shape(self._init, jax.eval_shape(lambda: jax.random.key(0)))
 
     def _init(self, key: jax.Array) -> Params:
-        def one(layer_key: jax.Array) -> Params:
-            return nnx.to_pure_dict(nnx.state(Block(layer_key, self.arch, self.place)))
+        def one(sparse: bool, layer_key: jax.Array) -> Params:
+            return nnx.to_pure_dict(nnx.state(Block(layer_key, self.arch, self.place, sparse)))
 
         layers = {
-            stack.name: jax.vmap(one)(
+            stack.name: jax.vmap(functools.partial(one, self.arch.kind(stack.first).sparse))(
                 jnp.stack([jax.random.fold_in(key, layer) for layer in stack.layers])
             )
             for stage in self.arch.stages()
             for stack in stage
         }
-        names = ["embed_V_D", "final_norm_D"] + ([] if self.arch.tied_head else ["head_D_V"])
-        params = {name: parameter(name, key, self.arch).get_value() for name in names}
+        arch = self.arch
+        names = ["embed_V_D", *norm_names(arch, "final")]
+        names += (["positions_S_D"] if arch.learned_positions else []) + (
+            [] if arch.tied_head else ["head_D_V"]
+        )
+        params = {n: parameter(n, key, arch.sizes, arch.init_std).get_value() for n in names}
         dtype = self.compute.param_dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params | {"layers": layers})
 
     def apply(self, params: Params, batch: Batch) -> Output:
         """Run the whole batch at once: training, and scoring along a given text."""
 
-        def mix(seen: Visibility, _: Any, query: jax.Array, key: jax.Array, value: jax.Array):
-            return self._attend(query, key, value, seen), None
+        def mix(seen: Visibility, _: Any, query, key, value, sinks) -> tuple[jax.Array, None]:
+            return self._attend(query, key, value, seen, sinks), None
 
-        seen = _seen(batch)
-        x_BTD, cos_sin = self._embed(params, batch.tokens_BT, seen)
+        seen, router = _seen(batch), {}
+        x_BTD, turns = self._embed(params, batch.tokens_BT, seen)
+        feed = self._feeder(batch.tokens_BT, seen)
         for stage in self.arch.stages():
-            body = functools.partial(self._period, stage, cos_sin, seen, mix)
+            body = functools.partial(self._period, stage, turns, seen, mix, feed)
             body = self.compute.rematerialise(body)
             layers = {stack.name: (params["layers"][stack.name], None) for stack in stage}
-            x_BTD, _ = self.compute.repeat(body, x_BTD, layers, stage[0].count)
-        return self._output(params, x_BTD)
+            x_BTD, (_, routed) = self.compute.repeat(body, x_BTD, layers, stage[0].count)
+            router |= {name: seen for name, seen in routed.items() if seen is not None}
+        return self._output(params, x_BTD, router or None)
 
     def prefill(self, params: Params, prompts: Batch, num_slots: int) -> tuple[Output, Cache]:
         """Run whole prompts at once, and keep their keys and values in the first T slots."""
         num_rows, num_tokens = prompts.tokens_BT.shape
 
-        def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
+        def attend(seen: Visibility, query, fed: tuple, held: tuple, sinks) -> jax.Array:
             del held
-            return self._attend(query, fed[0], fed[1], seen)
+            return self._attend(query, fed[0], fed[1], seen, sinks)
 
+        self.require_laws("causality", "batch_invariance")
         spare = ((0, 0), (0, num_slots - num_tokens))
         cache = Cache(
             keys=self._slots(num_rows, num_slots, "KHS"),
-            values=self._slots(num_rows, num_slots, "KSH"),
+            values=self._slots(num_rows, num_slots, "KSW"),
             positions_BS=jnp.pad(prompts.positions_BT, spare),
             segments_BS=jnp.pad(prompts.segments_BT, spare),
             slot=jnp.int32(0),
@@ -262,10 +158,14 @@ class Transformer:
             ordered=False,
         )
 
-        def attend(seen: Visibility, query: jax.Array, fed: tuple, held: tuple) -> jax.Array:
+        def attend(seen: Visibility, query, fed: tuple, held: tuple, sinks) -> jax.Array:
             del fed
-            scale = self.arch.head_dim**-0.5
-            return attend_cached(query, held[0], held[1], seen, scale=scale)
+            scale, cap = self.arch.score_scale, self.arch.attention_cap
+            return attend_cached(
+                query, held[0], held[1], seen, scale=scale, soft_cap=cap, sinks_KG=sinks
+            )
+
+        self.require_laws("causality", "batch_invariance")
 
         return self._feed(params, cache, tokens_BT, seen, attend)
 
@@ -294,20 +194,22 @@ class Transformer:
         The cache is carried from layer to layer and written in place, never copied.
         """
 
-        def mix(seen: Visibility, held: Any, query: jax.Array, key: jax.Array, value: jax.Array):
+        def mix(seen: Visibility, held: Any, query, key, value, sinks) -> tuple[jax.Array, Any]:
             (keys, values), layer = held
             keys = _write(keys, layer, cache.slot, key.transpose(0, 2, 3, 1), axis=3)
             values = _write(values, layer, cache.slot, value.transpose(0, 2, 1, 3), axis=2)
-            mixed = attend(seen, query, (key, value), (keys[layer], values[layer]))
+            mixed = attend(seen, query, (key, value), (keys[layer], values[layer]), sinks)
             return mixed, (keys, values)
 
         def body(stage: tuple[Stack, ...], carry: tuple, layers: tuple):
             x_BTD, held = carry
             weights, layer = layers
             given = {name: (weights[name], (held[name], layer)) for name in held}
-            return self._period(stage, cos_sin, seen, mix, x_BTD, given), None
+            x_BTD, (held, _) = self._period(stage, turns, seen, mix, feed, x_BTD, given)
+            return (x_BTD, held), None
 
-        x_BTD, cos_sin = self._embed(params, tokens_BT, seen)
+        x_BTD, turns = self._embed(params, tokens_BT, seen)
+        feed = self._feeder(tokens_BT, seen)
         kept: dict[str, Any] = {}
         for stage in self.arch.stages():
             carry = x_BTD, {s.name: (cache.keys[s.name], cache.values[s.name]) for s in stage}
@@ -357,40 +259,98 @@ class Transformer:
         """Continue one prompt a row; see `research/models/generate.py`."""
         return generate(self, params, prompts, sampling, stop_ids, key_B, statistic=statistic)
 
-    def _attend(self, query: jax.Array, key: jax.Array, value: jax.Array, seen: Visibility):
-        backend = self.compute.attention_on(self.place)
-        return backend(query, key, value, seen, scale=self.arch.head_dim**-0.5)
+    def require_laws(self, *laws: str) -> None:
+        """Refuse what the router or the dispatch of this model makes wrong.
+
+        Raises:
+          ValueError: one of `laws` ("causality", "batch_invariance") is broken; it says by what.
+        """
+        if self.arch.moe is None:
+            return
+        router, dispatch = self.arch.moe.router, self.compute.dispatch_on(self.place)
+        for part in (router, dispatch):
+            broken = sorted(set(laws) & set(part.breaks))
+            if broken:
+                raise ValueError(
+                    f"{part} breaks {' and '.join(broken)}: what a row gets depends on later "
+                    "tokens or on other rows, so scoring and cached decoding would be wrong; "
+                    "train with it, and score and decode with another router or dispatch "
+                    "(Dropless() drops nothing)"
+                )
+
+    def _attend(self, query, key, value, seen: Visibility, sinks: Any) -> jax.Array:
+        backend, width = self.compute.attention_on(self.place), value.shape[-1]
+        spare = query.shape[-1] - width
+        if spare:  # every back-end takes values as wide as keys
+            value = jnp.pad(value, ((0, 0),) * 3 + ((0, spare),))
+        scale, cap = self.arch.score_scale, self.arch.attention_cap
+        mixed = backend(query, key, value, seen, scale=scale, soft_cap=cap, sinks_KG=sinks)
+        return mixed[..., :width] if spare else mixed
 
     def _embed(
         self, params: Params, tokens_BT: jax.Array, seen: Visibility
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Look tokens up, and give the rotation of their positions."""
+    ) -> tuple[jax.Array, dict[Rope, tuple[jax.Array, jax.Array]]]:
+        """Look tokens up, and give the rotations of their positions."""
+        arch, positions_BT = self.arch, seen.query_positions_BT
         x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
-        x_BTD = self.place.constrain(x_BTD, "BTD")
-        return x_BTD, self.arch.rope.cos_sin(seen.query_positions_BT, self.arch.head_dim)
+        if arch.embed_scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(arch.embed_scale, x_BTD.dtype)
+        if arch.learned_positions:
+            x_BTD = x_BTD + take(params["positions_S_D"], positions_BT, x_BTD.dtype)
+        ropes = {arch.kind(layer).rope for layer in range(arch.num_layers)} - {None}
+        turns = {rope: rope.cos_sin(positions_BT, arch.rotary_dim) for rope in ropes}
+        return self.place.constrain(x_BTD, "BTD"), turns
+
+    def _feeder(self, tokens_BT: jax.Array, seen: Visibility) -> Callable:
+        """Give what runs a layer's feed-forward: `feed(ffw, x_BTD) -> (out_BTD, routed)`."""
+
+        def feed(ffw: Any, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
+            return ffw(x_BTD), None
+
+        return feed
 
     def _period(
-        self, stage: tuple[Stack, ...], cos_sin: tuple, seen: Visibility, mix: Any, x_BTD, layers
-    ):
-        """Run one layer of each stack of a stage."""
-        graphdef = block_graph(self.arch, self.place)
-        kept = {}
+        self,
+        stage: tuple[Stack, ...],
+        turns: dict[Rope, tuple[jax.Array, jax.Array]],
+        seen: Visibility,
+        mix: Any,
+        feed: Any,
+        x_BTD: jax.Array,
+        layers: Any,
+    ) -> tuple[jax.Array, tuple[dict, dict]]:
+        """Run one layer of each stack of a stage; give what `mix` and `feed` hand back."""
+        kept, routed = {}, {}
         for stack in stage:
             layer, held = layers[stack.name]
-            local = dataclasses.replace(seen, window=self.arch.window(stack.first))
-            block = nnx.merge(graphdef, layer)
-            x_BTD, kept[stack.name] = block(x_BTD, cos_sin, functools.partial(mix, local, held))
-        return x_BTD, kept
+            kind = self.arch.kind(stack.first)
+            block = nnx.merge(block_graph(self.arch, self.place, kind.sparse), layer)
+            local = dataclasses.replace(seen, window=kind.window)
+            rope = kind.rope
+            turn = (lambda x: x) if rope is None else functools.partial(_turn, rope, turns[rope])
+            x_BTD, kept[stack.name], routed[stack.name] = block(
+                x_BTD, turn, functools.partial(mix, local, held), feed
+            )
+        return x_BTD, (kept, routed)
 
-    def _output(self, params: Params, x_BTD: jax.Array) -> Output:
+    def _output(self, params: Params, x_BTD: jax.Array, router: Any = None) -> Output:
         tied = self.arch.tied_head
         return Output(
-            hidden_BTD=rms_norm(x_BTD, params["final_norm_D"], self.arch.norm_eps),
+            hidden_BTD=normalise(
+                self.arch, x_BTD, params["final_norm_D"], params.get("final_norm_bias_D")
+            ),
             head=params["embed_V_D"] if tied else params["head_D_V"],
+            router=router,
             equation="BTD,VD->BTV" if tied else "BTD,DV->BTV",
+            logit_scale=self.arch.logit_scale,
+            soft_cap=self.arch.logit_cap,
             chunk_tokens=self.compute.vocabulary_chunk,
             place=self.place,
         )
+
+
+def _turn(rope: Rope, cos_sin: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
+    return rope.rotate(x, cos_sin)
 
 
 def _layer(stack: Any, layer: int) -> Any:
@@ -415,9 +375,9 @@ def _compile_init(model: Transformer) -> Callable[[jax.Array], Params]:
 
 
 @functools.cache
-def block_graph(arch: Architecture, place: Placement) -> nnx.GraphDef:
+def block_graph(arch: Architecture, place: Placement, sparse: bool) -> nnx.GraphDef:
     """Split one abstract block once: the structure that parameters are merged into."""
-    block = nnx.eval_shape(lambda: Block(jax.random.key(0), arch, place))
+    block = nnx.eval_shape(lambda: Block(jax.random.key(0), arch, place, sparse))
     return nnx.split(block)[0]
 
 

@@ -35,4 +35,4 @@ def attend_cached(
     sinks = None if sinks_KG is None else sinks_KG[None, :, None, :, None]
     weights_BKTGS = masked_softmax(scores_BKTGS, seen.mask()[:, None, :, None], sinks)
     mixed = weights_BKTGS.astype(value_BKSH.dtype).reshape(*rows, -1) @ value_BKSH
-    return mixed.reshape(query_BKTGH.shape).transpose(0, 2, 1, 3, 4)
+    return mixed.reshape(*query_BKTGH.shape[:-1], -1).transpose(0, 2, 1, 3, 4)

@@ -1,0 +1,32 @@
+"""How one parameter is made from its name."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from research.core.axes import declared, shape_of
+
+
+def parameter(
+    name: str, key: jax.Array, sizes: Mapping[str, int], std: float | None = None
+) -> nnx.Param:
+    """Make one parameter: shape by its letters, scale by fan-in, norms 1, biases and sinks 0.
+
+    Args:
+      sizes: the size of every letter in the name.
+      std: of a kernel's normal draw; None: fan-in ** -0.5 (0.02 for a table).
+    """
+    axes, shape = declared(name), shape_of(name, sizes)
+    if not axes.is_kernel:
+        zero = any(word in name for word in ("bias", "correction", "sinks"))
+        return nnx.Param((jnp.zeros if zero else jnp.ones)(shape, jnp.float32))
+    if std is None:
+        fan_in = axes.matrix(shape)[1] if axes.inputs not in ("V", "S") else 1
+        std = fan_in**-0.5 if fan_in > 1 else 0.02
+    key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
