@@ -270,7 +270,7 @@ def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> No
 def summarise(prepared: Prepared, state: State, cycle: Cycle, report: Report) -> dict[str, Any]:
     """Give the cycle's numbers: means of sums, counts, and FLOPs (scoring's since the start)."""
     totals = report.totals
-    means = {name: float(total.mean) for name, total in totals.items() if name != "withheld"}
+    means = {n: np.asarray(t.mean).tolist() for n, t in totals.items() if n != "withheld"}
     return {
         "round": cycle.round,
         "cycle": cycle.number,

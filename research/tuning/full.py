@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter is trained."""
+"""Full fine-tuning: every parameter is trained, but for those that are named frozen."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ from typing import Any
 import jax
 
 from research.core.parts import part
+from research.core.tree import flatten, unflatten
+from research.tuning.targets import select
 
 
 @part
 class Full:
-    """Train every parameter at the dtype in which it is stored."""
+    """Train every parameter at the dtype in which it is stored.
+
+    Attributes:
+      frozen: kernels that stay as they are (`router_D_E`: a frozen router), by name, by the end of
+        their path, or "all_linear".
+    """
+
+    frozen: tuple[str, ...] = ()
 
     def split(self, params: Any, key: jax.Array) -> tuple[Any, Any]:
-        """Give (params, nothing); no new parameter is drawn."""
+        """Give (what is trained, what is frozen); no new parameter is drawn.
+
+        Raises:
+          ValueError: a name of `frozen` matches nothing; the error lists the names there are.
+        """
         del key
-        return params, {}
+        leaves = flatten(params)
+        held = set(select(leaves, self.frozen, "frozen"))
+        trained = {path: leaf for path, leaf in leaves.items() if path not in held}
+        return unflatten(trained), unflatten({path: leaves[path] for path in held})
 
     def join(self, trainable: Any, frozen: Any, key: jax.Array | None = None) -> Any:
-        """Give the trained tree itself."""
-        del frozen, key
-        return trainable
+        """Give the whole tree."""
+        del key
+        return unflatten(flatten(trainable) | flatten(frozen)) if frozen else trainable
 
     def merge(self, trainable: Any, frozen: Any) -> Any:
-        """Give the trained tree itself."""
-        del frozen
-        return trainable
+        """Give the whole tree."""
+        return self.join(trainable, frozen)

@@ -18,8 +18,8 @@ def select(paths: Iterable[Path], targets: Sequence[str], what: str) -> list[Pat
     """List the kernels that `targets` mean, in the order of `paths`.
 
     A target is a parameter's name (`query_D_KGH`), the end of its path (`attention.query_D_KGH`,
-    `layers.0.ffw.up_D_F`), or "all_linear": every kernel of the layers, which leaves the embedding
-    and the head out.
+    `layers.0.ffw.up_D_F`), or "all_linear": every kernel of the layers but a router, which leaves
+    the embedding and the head out too.
 
     Raises:
       ValueError: a target means no kernel; the error lists the kernels there are.
@@ -40,7 +40,7 @@ def select(paths: Iterable[Path], targets: Sequence[str], what: str) -> list[Pat
 def means(target: str, path: Path) -> bool:
     """Whether `target` means the kernel at `path`."""
     if target == ALL_LINEAR:
-        return path[0] == "layers"
+        return path[0] == "layers" and not path[-1].startswith("router")
     return ".".join(("", *path)).endswith("." + target)
 
 

@@ -100,6 +100,7 @@ TUNINGS = [
         ),
     ),
     (False, Full()),
+    (False, Full(frozen=("key_D_KH", "embed_V_D"))),
 ]
 
 
@@ -114,7 +115,7 @@ def test_the_output_at_step_zero_is_the_base_bit_for_bit(tied, tuning):
     ("tied", "tuning"), [*TUNINGS[1:], (False, Lora(rank=5, targets=EVERYTHING))], ids=str
 )
 def test_merged_equals_unmerged(tied, tuning):
-    trained, frozen = factors(tuning, params(tied)), params(tied)
+    trained, frozen = factors(tuning, params(tied)), split(tuning, params(tied))[1]
     merged = jax.jit(tuning.merge)(trained, frozen)
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, params(tied))
     unmerged = logits(tied, tuning.join(trained, frozen))
@@ -139,6 +140,15 @@ def test_gradients_exist_for_the_factors_alone_and_equal_those_through_merged_we
         scale = float(jnp.abs(right).max())
         assert scale > 0
         np.testing.assert_allclose(left, right, rtol=0, atol=FLOAT32 * scale)
+
+
+def test_full_trains_all_but_what_is_named_frozen():
+    tuning = Full(frozen=("key_D_KH", "embed_V_D"))
+    trained, frozen = (set(flatten_dict(tree)) for tree in split(tuning, params(False)))
+    assert {path[-1] for path in frozen} == {"key_D_KH", "embed_V_D"}
+    assert trained | frozen == set(flatten_dict(params(False))) and not trained & frozen
+    with pytest.raises(ValueError, match=r"frozen=.*router_D_E.*matches no kernel"):
+        Full(frozen=("router_D_E",)).split(params(False), jax.random.key(0))
 
 
 def test_frozen_bits_never_change_while_every_factor_does():
