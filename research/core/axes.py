@@ -56,6 +56,11 @@ class Axes:
         """Whether the parameter is a matrix: the only kind that weight decay and adapters touch."""
         return bool(self.inputs)
 
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are looked up, by token or position, where a kernel is multiplied."""
+        return self.inputs in ("V", "S")
+
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """View `shape` as (stacked matrices, inputs, outputs)."""
         num_outputs, num_inputs = len(self.outputs), len(self.inputs)

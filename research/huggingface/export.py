@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from research.huggingface.families.known import family_for, family_named
 from research.huggingface.family import (
     Family,
     Tensor,
+    by_name,
     foreign_value,
     tensors_of,
     write_architecture,
@@ -140,33 +142,33 @@ def _write_weights(
     folder: Path, family: Family, model: Transformer, params: Params, dtype: np.dtype, limit: int
 ) -> None:
     """Write one file, or shards with their index; a shard holds at least one tensor."""
-    tensors = tensors_of(family, model.arch, params)
+    tensors = by_name(tensors_of(family, model.arch, params)).values()
     shards = tuple(_shards(tensors, dtype.itemsize, limit))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         name = SINGLE_NAME if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {
-            tensor.name: np.ascontiguousarray(foreign_value(params, tensor), dtype)
-            for tensor in shard
-        }
+        arrays = {parts[0].name: foreign_value(params, *parts, dtype=dtype) for parts in shard}
         save_file(arrays, folder / name, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / name)  # the library makes it private
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
-        count = sum(int(np.prod(tensor.shape)) for tensor in tensors)
+        count = sum(math.prod(parts[0].shape) for parts in tensors)
         metadata = {"total_parameters": count, "total_size": count * dtype.itemsize}
         _write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
 
 
-def _shards(tensors: tuple[Tensor, ...], itemsize: int, limit: int) -> Iterator[list[Tensor]]:
-    shard: list[Tensor] = []
+def _shards(
+    tensors: Iterable[list[Tensor]], itemsize: int, limit: int
+) -> Iterator[list[list[Tensor]]]:
+    """Fill one shard after the other, in the order of layers; each tensor comes with its parts."""
+    shard: list[list[Tensor]] = []
     held = 0
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.slot or 0, tensor.path)):
-        size = int(np.prod(tensor.shape)) * itemsize
+    for parts in sorted(tensors, key=lambda parts: (parts[0].entry, parts[0].path)):
+        size = math.prod(parts[0].shape) * itemsize
         if shard and held + size > limit:
             yield shard
             shard, held = [], 0
-        shard.append(tensor)
+        shard.append(parts)
         held += size
     yield shard

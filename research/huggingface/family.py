@@ -5,18 +5,93 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.core.axes import axes_of
+from research.core.axes import declared
 from research.core.parts import describe, differences
+from research.core.tree import Path, flatten
 from research.huggingface.fields import Fields
 from research.models.architecture import Architecture
 
 BLOCK_ROWS = 256  # of a foreign kernel that are read and turned at once
+Region = tuple[int | slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """How a checkpoint holds one parameter of ours.
+
+    A string in a family's table is a `Foreign` of that name: torch's (out, in), on its own.
+
+    Attributes:
+      name: of the tensor, with `{layer}` where there is one a layer and `{expert}` where there is
+        one an expert.
+      of: where several parameters lie side by side along the output axis, the letters of each:
+        ("KGH", "KH", "KH").
+      index: which of those this one is.
+      conv: kernels lie as (in, out), as in GPT-2's Conv1D.
+      stacked: one tensor holds all experts, on a leading axis.
+      interleaved: the parameters of `of` alternate along the axis instead of following each other.
+    """
+
+    name: str
+    _: dataclasses.KW_ONLY
+    of: tuple[str, ...] = ()
+    index: int = 0
+    conv: bool = False
+    stacked: bool = False
+    interleaved: bool = False
+
+    def tensors(
+        self,
+        path: Path,
+        entry: tuple[int, ...],
+        layer: int | None,
+        sizes: Mapping[str, int],
+    ) -> Iterator[Tensor]:
+        """List the tensors of one layer of the parameter at `path`, one an expert if it has any.
+
+        Args:
+          entry: which entry of its L axis; empty for a parameter without one.
+          sizes: of every letter of the module that holds the parameter.
+
+        Raises:
+          ValueError: `of` says other letters than the parameter's own.
+        """
+        axes = declared(path[-1])
+        each = self.stacked or "{expert}" in self.name
+        outputs = axes.outputs if axes.is_kernel or not each else axes.outputs.removeprefix("E")
+        if (self.of or (outputs,))[self.index] != outputs:
+            raise ValueError(f"{self} is not where {path[-1]!r} lies: its outputs are {outputs!r}")
+        total, own = self._outputs([_size(part, sizes) for part in self.of or (outputs,)])
+        num_inputs = _size(axes.inputs, sizes)
+        sides = [(num_inputs, slice(0, num_inputs, 1)), (total, own)][not axes.is_kernel :]
+        transposed = axes.is_kernel and not (axes.is_table or self.conv)
+        for expert in range(sizes["E"]) if each else (None,):
+            bank = [(sizes["E"], expert)] if self.stacked else []
+            shape, region = zip(*bank, *(reversed(sides) if transposed else sides), strict=True)
+            yield Tensor(
+                name=self.name.format(layer=layer, expert=expert),
+                shape=shape,
+                path=path,
+                entry=entry if expert is None else (*entry, expert),
+                region=region,
+                transposed=transposed,
+            )
+
+    def _outputs(self, widths: Sequence[int]) -> tuple[int, slice]:
+        """Give the length of the output axis, and the part of it that is ours."""
+        total, start = sum(widths), sum(widths[: self.index])
+        if self.interleaved:
+            return total, slice(self.index, total, len(widths))
+        return total, slice(start, start + widths[self.index], 1)
+
+
+Names = Mapping[str, str | Foreign]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,31 +103,44 @@ class Family:
       class_name: the reference class, the `architectures` entry of `config.json`.
       read: config fields -> Architecture.
       write: Architecture -> config fields.
-      names: our path (without its stack) -> foreign tensor, with `{layer}` where there is one each.
+      names: our path (without its stack) -> where it lies in what transformers saves.
+      alternatives: other spellings of some names, each read where a folder has its tensors.
+      ignored: tensors that are passed over when read, as shell patterns; `{num_layers}` is filled.
     """
 
     model_type: str
     class_name: str
     read: Callable[[Fields], Architecture]
     write: Callable[[Architecture], dict[str, Any]]
-    names: Mapping[str, str]
+    names: Names
+    alternatives: tuple[Names, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One foreign tensor, and the place in our tree that it fills.
+    """One matrix or vector of ours, and the place in the foreign checkpoint that it fills.
 
     Attributes:
-      name: the foreign name, `model.layers.3.self_attn.q_proj.weight`.
-      shape: the foreign shape, (out, in) for a kernel.
+      name: of the foreign tensor, `model.layers.3.self_attn.qkv_proj.weight`.
+      shape: of the whole foreign tensor.
       path: the keys of our leaf, ("layers", "0", "attention", "query_D_KGH").
-      slot: which entry of the leaf's L axis; None for a leaf without one.
+      entry: which entry of the leaf's leading axes: (), (slot of L,) or (slot of L, expert).
+      region: what it fills of the foreign tensor: an expert, and ranges.
+      transposed: whether it lies there as (out, in).
     """
 
     name: str
     shape: tuple[int, ...]
-    path: tuple[str, ...]
-    slot: int | None
+    path: Path
+    entry: tuple[int, ...]
+    region: Region
+    transposed: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing else lies in the same foreign tensor."""
+        return self.region == tuple(slice(0, size, 1) for size in self.shape)
 
 
 def read_architecture(family: Family, config: Mapping[str, Any], where: str) -> Architecture:
@@ -93,107 +181,141 @@ def write_architecture(family: Family, arch: Architecture) -> dict[str, Any]:
     return config
 
 
-def tensors_of(family: Family, arch: Architecture, abstract: Any) -> tuple[Tensor, ...]:
-    """List every foreign tensor of a model, from the shapes of its parameter tree.
+def tensors_of(
+    family: Family, arch: Architecture, abstract: Any, names: Names | None = None
+) -> tuple[Tensor, ...]:
+    """List where every matrix and vector of a model lies, from the shapes of its parameter tree.
+
+    Args:
+      names: the table, or an alternative over it; None: the family's own.
 
     Raises:
-      ValueError: a parameter has no name in the family's table.
+      ValueError: a parameter has no name in the table.
     """
+    names = family.names if names is None else names
     layers = {stack.name: stack.layers for stage in arch.stages() for stack in stage}
-    found = []
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        path = tuple(str(key.key) for key in keys)
+    leaves = flatten(abstract)
+    sizes = _sizes_of_modules(leaves)
+    found: list[Tensor] = []
+    for path in leaves:
         inside = path[0] == "layers"
         ours = "/".join(("layers", *path[2:]) if inside else path)
-        if ours not in family.names:
+        if ours not in names:
             raise ValueError(
                 f"the {family.model_type} name table has no entry for parameter {ours!r}; this "
                 "architecture belongs to another family"
             )
-        foreign, shape = family.names[ours], foreign_shape(path[-1], leaf.shape[inside:])
-        for slot, layer in enumerate(layers[path[1]]) if inside else ((None, None),):
-            name = foreign.format(layer=layer)
-            found.append(Tensor(name=name, shape=shape, path=path, slot=slot))
+        foreign = foreign_of(names[ours])
+        for slot, layer in enumerate(layers[path[1]] if inside else (None,)):
+            found += foreign.tensors(path, (slot,) * inside, layer, sizes[path[:-1]])
     return tuple(found)
 
 
-def foreign_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Give the torch shape of the parameter called `name`: (out, in), or (size,) for a vector."""
-    _, num_inputs, num_outputs = _declared(name).matrix(shape)
-    if not _declared(name).is_kernel:
-        return (num_outputs,)
-    return (num_inputs, num_outputs) if _is_table(name) else (num_outputs, num_inputs)
+def foreign_of(spelling: str | Foreign) -> Foreign:
+    """Read an entry of a table: a string is the name of a tensor of its own."""
+    return Foreign(spelling) if isinstance(spelling, str) else spelling
 
 
-def to_foreign(name: str, value: Any) -> Any:
-    """Turn one matrix or vector of ours (no L axis) into torch's orientation.
-
-    A kernel is `W.T` of torch's (out, in) with its letters flattened: query heads go K-major, then
-    G, which is the foreign head order. A table looked up by token (`embed_V_D`) is not transposed.
-    """
-    shape = foreign_shape(name, value.shape)
-    if not _declared(name).is_kernel or _is_table(name):
-        return value.reshape(shape)
-    return value.reshape(shape[::-1]).T
+def by_name(tensors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """Group the parts of each foreign tensor, which together fill it."""
+    groups: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.name, []).append(tensor)
+    return groups
 
 
-def foreign_value(params: Any, tensor: Tensor) -> np.ndarray:
-    """Bring one foreign tensor's value to the host from a parameter-like tree of arrays."""
+def foreign_value(params: Any, *parts: Tensor, dtype: Any = None) -> np.ndarray:
+    """Bring one foreign tensor to the host: one parameter of ours, or all that lie in it."""
+    first = to_foreign(parts[0], _entry_on_host(params, parts[0]))
+    if parts[0].whole:
+        return np.ascontiguousarray(first, dtype)
+    value = np.empty(parts[0].shape, dtype or first.dtype)
+    value[parts[0].region] = first
+    for part in parts[1:]:
+        value[part.region] = to_foreign(part, _entry_on_host(params, part))
+    return value
+
+
+def _entry_on_host(params: Any, tensor: Tensor) -> np.ndarray:
     leaf = params
     for key in tensor.path:
         leaf = leaf[key]
-    if tensor.slot is not None:
-        leaf = leaf[tensor.slot] if isinstance(leaf, np.ndarray) else _entry(leaf, tensor.slot)
-    return to_foreign(tensor.path[-1], np.asarray(leaf))
+    if tensor.entry:
+        leaf = leaf[tensor.entry] if isinstance(leaf, np.ndarray) else _entry(leaf, tensor.entry)
+    return np.asarray(leaf)
 
 
 @jax.jit
-def _entry(leaf: jax.Array, slot: jax.Array) -> jax.Array:
-    """Take one entry of the L axis; compiled once a shape, not once a layer."""
-    return leaf[slot]
+def _entry(leaf: jax.Array, entry: tuple[jax.Array, ...]) -> jax.Array:
+    """Take one entry of the leading axes; compiled once a shape, not once a layer."""
+    return leaf[entry]
+
+
+def to_foreign(tensor: Tensor, value: np.ndarray) -> np.ndarray:
+    """Turn one matrix or vector of ours (one entry of its leaf) into what fills its region.
+
+    Letters are flattened: query heads go K-major, then G, which is the foreign head order.
+    """
+    lengths = [len(range(*ours.indices(size))) for ours, size in _ranges(tensor)]
+    return value.reshape(lengths[::-1]).T if tensor.transposed else value.reshape(lengths)
 
 
 def from_foreign(
-    name: str,
+    tensor: Tensor,
     shape: tuple[int, ...],
     index: tuple[slice, ...],
-    read: Callable[[tuple[slice, ...]], np.ndarray],
+    read: Callable[[str, Region], np.ndarray],
 ) -> np.ndarray:
     """Make `value[index]` of one matrix or vector of ours, reading only the range that it needs.
 
     Args:
-      shape: of the whole parameter (no L axis).
+      shape: of the whole value: one entry of its leaf.
       index: the wanted slice of each of its axes.
-      read: gives a range of the foreign tensor, as (rows, columns) or (rows,).
+      read: gives a part of the foreign tensor that is called so, as NumPy would index it.
 
     Law: from_foreign(to_foreign(x)) = x, for any index.
     """
-    num_inputs = len(_declared(name).inputs)
+    num_inputs = len(declared(tensor.path[-1]).inputs)
     first, last = (
         _Range(shape[:num_inputs], index[:num_inputs]),
         _Range(shape[num_inputs:], index[num_inputs:]),
     )
     if not num_inputs:
-        return read((last.flat,)).reshape(last.shape)[last.rest]
-    if _is_table(name):
-        value = read((first.flat, last.flat))
+        return read(tensor.name, _within(tensor, last.flat)).reshape(last.shape)[last.rest]
+    if tensor.transposed:
+        value = _read_transposed(tensor, last.flat, first.flat, read)
     else:
-        value = _read_transposed(read, last.flat, first.flat)
+        value = read(tensor.name, _within(tensor, first.flat, last.flat))
     return value.reshape(*first.shape, *last.shape)[(*first.rest, *last.rest)]
 
 
 def _read_transposed(
-    read: Callable[[tuple[slice, ...]], np.ndarray], rows: slice, columns: slice
+    tensor: Tensor, rows: slice, columns: slice, read: Callable[[str, Region], np.ndarray]
 ) -> np.ndarray:
     """Read a range block by block, each turned while in the cache: half the time of one piece."""
     starts = range(rows.start, rows.stop, BLOCK_ROWS)
     blocks = [slice(start, min(start + BLOCK_ROWS, rows.stop)) for start in starts] or [rows]
-    parts = (read((block, columns)) for block in blocks)
+    parts = (read(tensor.name, _within(tensor, block, columns)) for block in blocks)
     first = next(parts)
     turned = np.empty((first.shape[1], rows.stop - rows.start), first.dtype)
     for block, part in zip(blocks, itertools.chain([first], parts), strict=True):
         turned[:, block.start - rows.start : block.stop - rows.start] = part.T
     return turned
+
+
+def _ranges(tensor: Tensor) -> list[tuple[slice, int]]:
+    """Give the ranges of a region with the sizes of their axes: all but the expert's."""
+    sides = zip(tensor.region, tensor.shape, strict=True)
+    return [(side, size) for side, size in sides if isinstance(side, slice)]
+
+
+def _within(tensor: Tensor, *wanted: slice) -> Region:
+    """Give ranges of a region as ranges of the whole tensor."""
+    found: list[int | slice] = [side for side in tensor.region if isinstance(side, int)]
+    for own, (side, size) in zip(wanted, _ranges(tensor), strict=True):
+        start, stop = (side.start + side.step * end for end in (own.start, own.stop))
+        found.append(slice(start, min(stop, size), side.step))
+    return tuple(found)
 
 
 class _Range:
@@ -210,13 +332,19 @@ class _Range:
         self.rest = (slice(None), *index[1:])
 
 
-def _declared(name: str) -> Any:
-    axes = axes_of(name)
-    if axes is None:
-        raise ValueError(f"parameter {name!r} declares no axes; expected a name like gate_D_F")
-    return axes
+def _sizes_of_modules(leaves: Mapping[Path, Any]) -> dict[Path, dict[str, int]]:
+    """List the size of every letter that the parameters of a module use, by the module's path.
+
+    A letter has one size in a module, and may have another in the next: F in a dense feed-forward,
+    an expert and the shared expert.
+    """
+    sizes: dict[Path, dict[str, int]] = {}
+    for path, leaf in leaves.items():
+        letters = declared(path[-1]).letters
+        own = leaf.shape[len(leaf.shape) - len(letters) :]
+        sizes.setdefault(path[:-1], {}).update(zip(letters, own, strict=True))
+    return sizes
 
 
-def _is_table(name: str) -> bool:
-    """Whether torch keeps it as an embedding, (in, out): its input is a token id."""
-    return _declared(name).inputs == "V"
+def _size(letters: str, sizes: Mapping[str, int]) -> int:
+    return math.prod(sizes[letter] for letter in letters)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import fnmatch
+import itertools
 import json
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +19,26 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from research.huggingface.families.known import family_named
-from research.huggingface.family import Family, Tensor, from_foreign, read_architecture, tensors_of
+from research.huggingface.family import (
+    Family,
+    Names,
+    Region,
+    Tensor,
+    foreign_of,
+    from_foreign,
+    read_architecture,
+    tensors_of,
+)
 from research.models.architecture import Architecture
 from research.models.transformer import Params, Transformer
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")
-DERIVED_SUFFIXES = ("rotary_emb.inv_freq",)
+DERIVED = ("*rotary_emb.inv_freq",)
 """Tensors that old checkpoints store although they follow from the config."""
 _SHOWN = 5
+_EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,15 +172,16 @@ def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:
     Raises:
       ValueError: naming tensors that are missing, left over, of another shape or quantised.
     """
-    wanted = tensors_of(folder.family, model.arch, model.abstract())
-    names = {tensor.name for tensor in wanted}
-    extra = {name for name in folder.tensors if not name.endswith(DERIVED_SUFFIXES)} - names
-    missing = [tensor for tensor in wanted if tensor.name not in folder.tensors]
-    if model.arch.tied_head and "head_D_V" in folder.family.names:
-        extra -= {_tied_copy(folder)}
+    names, wanted = _spelling(folder, model)
+    extra = folder.tensors.keys() - {tensor.name for tensor in wanted}
+    for pattern in (*DERIVED, *folder.family.ignored):
+        filled = pattern.format(num_layers=model.arch.num_layers)
+        extra -= set(fnmatch.filter(extra, filled))
+    if model.arch.tied_head and "head_D_V" in names:
+        extra -= {_tied_copy(folder, names)}
     problems = [
-        *_missing(missing, extra),
-        *_left_over(sorted(extra), names),
+        *_missing(wanted, folder.tensors, extra),
+        *_left_over(extra, wanted),
         *_misfits(wanted, folder.tensors),
     ]
     if problems:
@@ -178,45 +192,78 @@ def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:
     return wanted
 
 
-def _missing(missing: list[Tensor], extra: set[str]) -> list[str]:
-    problems = []
-    for tensor in missing[:_SHOWN]:
-        near = difflib.get_close_matches(tensor.name, sorted(extra), n=2)
+def _spelling(folder: Folder, model: Transformer) -> tuple[Names, tuple[Tensor, ...]]:
+    """Choose the family's names or an alternative: those of which the folder lacks least."""
+    family, abstract = folder.family, model.abstract()
+    tables = [family.names, *({**family.names, **other} for other in family.alternatives)]
+    found = [(names, tensors_of(family, model.arch, abstract, names)) for names in tables]
+    return min(found, key=lambda pair: sum(t.name not in folder.tensors for t in pair[1]))
+
+
+def _compact(names: Iterable[str]) -> dict[str, str]:
+    """Name the tensors of several experts once, `mlp.experts.{0..127}.up_proj.weight`: -> one."""
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(names):
+        kinds.setdefault(_EXPERT.sub("{}", name), []).append(name)
+    return {
+        kind.replace("{}", _numbers([int(_EXPERT.findall(name)[0]) for name in group]))
+        if "{}" in kind
+        else kind: group[0]
+        for kind, group in kinds.items()
+    }
+
+
+def _numbers(numbers: list[int]) -> str:
+    """Say numbers shortly: 4, {0..7}, or the first of them with their count."""
+    low, high = min(numbers), max(numbers)
+    if low == high:
+        return str(low)
+    gaps = high - low + 1 != len(set(numbers))
+    return f"{{{len(set(numbers))} of {low}..{high}}}" if gaps else f"{{{low}..{high}}}"
+
+
+def _missing(
+    wanted: tuple[Tensor, ...], stored: Mapping[str, Stored], extra: Collection[str]
+) -> list[str]:
+    lacking = {tensor.name: tensor for tensor in wanted if tensor.name not in stored}
+    names, others, problems = _compact(lacking), list(_compact(extra)), []
+    for name, one in itertools.islice(names.items(), _SHOWN):
+        near = difflib.get_close_matches(name, others, n=2)
         hint = f" (nearest there: {', '.join(near)})" if near else ""
-        if tensor.path == ("head_D_V",):
+        if lacking[one].path == ("head_D_V",):
             hint += " (if the head is the embedding, set tie_word_embeddings to true)"
-        problems.append(f"missing {tensor.name} {tensor.shape}{hint}")
-    return problems + _rest("missing", len(missing))
+        problems.append(f"missing {name} {lacking[one].shape}{hint}")
+    return problems + _rest("missing", len(names))
 
 
-def _left_over(extra: list[str], names: set[str]) -> list[str]:
-    problems = []
-    for name in extra[:_SHOWN]:
-        near = difflib.get_close_matches(name, sorted(names), n=2)
+def _left_over(extra: Collection[str], wanted: tuple[Tensor, ...]) -> list[str]:
+    if not extra:
+        return []
+    names, others, problems = list(_compact(extra)), _compact(t.name for t in wanted), []
+    for name in names[:_SHOWN]:
+        near = difflib.get_close_matches(name, others, n=2)
         hint = f" (nearest expected: {', '.join(near)})" if near else ""
         problems.append(f"unexpected {name}{hint}")
-    if extra:
-        problems.append(
-            "tensors that the model has no place for would be lost in silence: remove them, or "
-            "correct the field of config.json that should have asked for them"
-        )
-    return problems + _rest("unexpected", len(extra))
+    problems.append(
+        "tensors that the model has no place for would be lost in silence: remove them, or "
+        "correct the field of config.json that should have asked for them"
+    )
+    return problems + _rest("unexpected", len(names))
 
 
 def _misfits(wanted: tuple[Tensor, ...], stored: Mapping[str, Stored]) -> list[str]:
-    problems = []
-    for tensor in wanted:
-        held = stored.get(tensor.name)
-        if held is not None and held.shape != tensor.shape:
-            problems.append(
-                f"{tensor.name} is {held.shape} in {held.file.name}, config.json asks for "
-                f"{tensor.shape}"
-            )
+    shapes: dict[str, list[str]] = {}
+    dtypes: dict[str, list[str]] = {}
+    for name, shape in {tensor.name: tensor.shape for tensor in wanted}.items():
+        held = stored.get(name)
+        if held is not None and held.shape != shape:
+            said = f"is {held.shape} in {held.file.name}, config.json asks for {shape}"
+            shapes.setdefault(said, []).append(name)
         elif held is not None and held.dtype not in FLOATS:
-            problems.append(
-                f"{tensor.name} has dtype {held.dtype}, expected one of {', '.join(FLOATS)}; use "
-                "the unquantised checkpoint"
-            )
+            said = f"has dtype {held.dtype}, expected one of {', '.join(FLOATS)}; use the "
+            dtypes.setdefault(said + "unquantised checkpoint", []).append(name)
+    groups = (shapes | dtypes).items()
+    problems = [f"{name} {said}" for said, names in groups for name in _compact(names)]
     return problems[:_SHOWN] + _rest("of another shape or dtype", len(problems))
 
 
@@ -224,13 +271,13 @@ def _rest(what: str, count: int) -> list[str]:
     return [f"and {count - _SHOWN} more {what}"] if count > _SHOWN else []
 
 
-def _tied_copy(folder: Folder) -> str | None:
+def _tied_copy(folder: Folder, names: Names) -> str | None:
     """Name the stored head of a tied model where it is the embedding's copy, as some writers leave.
 
     Raises:
       ValueError: it is there and differs.
     """
-    head, table = (folder.family.names[name] for name in ("head_D_V", "embed_V_D"))
+    head, table = (foreign_of(names[name]).name for name in ("head_D_V", "embed_V_D"))
     if head not in folder.tensors or table not in folder.tensors:
         return None
     with _Reader(folder) as reader:
@@ -255,12 +302,16 @@ class _Reader(contextlib.ExitStack):
         super().__init__()
         self._tensors, self._files = folder.tensors, {}
 
-    def read(self, name: str, ranges: tuple[slice, ...]) -> np.ndarray:
-        """Give one range of one tensor."""
+    def read(self, name: str, region: Region) -> np.ndarray:
+        """Give one part of one tensor; a step along the last axis is taken from its whole range."""
         file = self._tensors[name].file
         if file not in self._files:
             self._files[file] = self.enter_context(safe_open(file, framework="np"))
-        return self._files[file].get_slice(name)[ranges]
+        last = region[-1]
+        if isinstance(last, slice):
+            region = (*region[:-1], slice(last.start, last.stop))
+        part = self._files[file].get_slice(name)[region]
+        return part[..., :: last.step] if isinstance(last, slice) else part
 
 
 def load(folder: Folder | str | Path, model: Transformer) -> Params:
@@ -292,22 +343,17 @@ def load(folder: Folder | str | Path, model: Transformer) -> Params:
 def _read_shard(
     reader: _Reader, tensors: list[Tensor], leaf: Any, index: tuple[slice, ...]
 ) -> np.ndarray:
-    """Read one shard of one leaf: the wanted range of each matrix of its stack."""
-    name, stacked = tensors[0].path[-1], tensors[0].slot is not None
-    chosen = tensors[index[0]] if stacked else tensors
-    shape, inner = leaf.shape[stacked:], index[stacked:]
-    parts = (
-        from_foreign(name, shape, inner, lambda ranges: reader.read(tensor.name, ranges))  # noqa: B023
-        for tensor in chosen
-    )
-    if not stacked:
-        return np.ascontiguousarray(next(parts).astype(leaf.dtype))
-    sizes = [
-        len(range(*wanted.indices(size))) for wanted, size in zip(index, leaf.shape, strict=True)
-    ]
-    shard = np.empty(sizes, leaf.dtype)
-    for slot, part in enumerate(parts):
-        shard[slot] = part
+    """Read one shard of one leaf: the wanted range of each matrix that lies in it."""
+    depth = len(tensors[0].entry)
+    if not depth:
+        value = from_foreign(tensors[0], leaf.shape, index, reader.read)
+        return np.ascontiguousarray(value, leaf.dtype)
+    ranges = [range(*own.indices(size)) for own, size in zip(index, leaf.shape, strict=True)]
+    shard = np.empty([len(own) for own in ranges], leaf.dtype)
+    for tensor in tensors:
+        if all(number in own for number, own in zip(tensor.entry, ranges, strict=False)):
+            place = tuple(n - own.start for n, own in zip(tensor.entry, ranges, strict=False))
+            shard[place] = from_foreign(tensor, leaf.shape[depth:], index[depth:], reader.read)
     return shard
 
 

@@ -18,7 +18,7 @@ from research.core.tree import Path as TreePath
 from research.core.tree import flatten, unflatten
 from research.huggingface import peft_config
 from research.huggingface.families.known import family_for
-from research.huggingface.family import tensors_of
+from research.huggingface.family import foreign_of, tensors_of
 from research.huggingface.folder import read_json
 from research.models.transformer import Params, Transformer
 from research.tuning.lora import Lora, Override, factor_names
@@ -82,10 +82,10 @@ def modules_of(model: Transformer) -> tuple[Module, ...]:
     for tensor in tensors_of(family, model.arch, model.abstract()):
         axes = declared(tensor.path[-1])
         if axes.is_kernel:
-            name, table = tensor.name.removesuffix(".weight"), axes.inputs == "V"
-            found.append(Module(name=name, path=tensor.path, slot=tensor.slot, table=table))
+            name, slot = tensor.name.removesuffix(".weight"), next(iter(tensor.entry), None)
+            found.append(Module(name=name, path=tensor.path, slot=slot, table=axes.is_table))
     if model.arch.tied_head:
-        head = family.names["head_D_V"].removesuffix(".weight")
+        head = foreign_of(family.names["head_D_V"]).name.removesuffix(".weight")
         found.append(Module(name=head, path=TABLE, slot=None, mirrored=True))
     return tuple(found)
 

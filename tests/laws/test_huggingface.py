@@ -11,21 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
-from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from configs import layouts, models
 from research.core.layout import Layout
 from research.huggingface import export, pretrained
 from research.huggingface.export import save
-from research.huggingface.family import foreign_shape, from_foreign, to_foreign
 from research.huggingface.folder import load, open_folder
 from research.huggingface.open import open_model
 from research.huggingface.peft import write_adapter
@@ -35,7 +32,6 @@ from research.models.rope import Rope
 from research.models.transformer import Transformer, parameter_count
 from research.tuning.lora import Lora
 
-SIZES = {"V": 11, "D": 6, "K": 4, "G": 3, "H": 8, "F": 10}
 PLAIN = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -82,35 +78,6 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     save_file({}, folder / "model.safetensors")
     return folder
-
-
-# Orientation
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["query_D_KGH", "out_KGH_D", "gate_D_F", "embed_V_D", "head_D_V", "query_bias_KGH", "norm_D"],
-)
-@hypothesis.given(data=st.data())
-def test_any_slice_of_a_parameter_survives_the_trip_through_torch(name, data):
-    letters = [letter for group in name.split("_") if group.isupper() for letter in group]
-    shape = tuple(SIZES[letter] for letter in letters)
-    value = np.random.RandomState(0).standard_normal(shape)
-    index = tuple(
-        slice(*sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2))))
-        for size in shape
-    )
-    foreign = to_foreign(name, value)
-    assert foreign.shape == foreign_shape(name, shape)
-    back = from_foreign(name, shape, index, lambda ranges: foreign[ranges])
-    np.testing.assert_array_equal(back, value[index])
-
-
-def test_query_heads_lie_in_the_file_by_key_head_and_then_by_group():
-    value = np.random.RandomState(1).standard_normal((6, 4, 3, 8))
-    foreign = to_foreign("query_D_KGH", value)
-    head = foreign.reshape(12, 8, 6)[2 * 3 + 1]  # key head 2, its query head 1
-    np.testing.assert_array_equal(head, value[:, 2, 1].T)
 
 
 # Configs
@@ -377,7 +344,7 @@ def test_half_precision_files_are_read_exactly(dtype, tmp_path):
     read = load(tmp_path / "m", model)["layers"]["0"]["attention"]["query_D_KGH"][1]
     assert str(stored.dtype) == dtype
     assert read.dtype == jnp.float32
-    np.testing.assert_array_equal(to_foreign("query_D_KGH", np.asarray(read)), stored)
+    np.testing.assert_array_equal(np.asarray(read).reshape(stored.shape[::-1]).T, stored)
     half = load(tmp_path / "m", model_of(model.arch, param_dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
 

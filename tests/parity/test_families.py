@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from research.core.layout import Layout
 from research.core.records import Batch
 from research.huggingface.export import save
-from research.huggingface.family import foreign_value, read_architecture, tensors_of
+from research.huggingface.family import by_name, foreign_value, read_architecture, tensors_of
 from research.huggingface.folder import load, open_folder
 from research.models.compute import Compute
 from research.models.transformer import Transformer
@@ -82,7 +82,7 @@ def ours(case: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model, params = open_model(write_checkpoint(Path(folder), case))
         family = open_folder(folder).family
-    names = tensors_of(family, model.arch, params)
+    tensors = by_name(tensors_of(family, model.arch, params))
     right, left = rows_of(case, left=False), rows_of(case, left=True)
     left_untrained = left | {"trained": np.zeros_like(left["trained"])}
     both = {name: np.concatenate([right[name], left_untrained[name]]) for name in right}
@@ -90,7 +90,7 @@ def ours(case: str) -> dict[str, Any]:
 
     def foreign(kind: str, step: int) -> dict[str, np.ndarray]:
         tree = jax.tree.map(lambda stacked: stacked[step], seen[kind])
-        return {tensor.name: foreign_value(tree, tensor) for tensor in names}
+        return {name: foreign_value(tree, *parts) for name, parts in tensors.items()}
 
     return {
         "logits_right": seen["logits"][0][: len(right["real"])][right["real"]],
