@@ -55,7 +55,7 @@ class Output:
       soft_cap: c in c * tanh(logits / c), or None.
       chunk_tokens: positions a row whose logits `token_statistics` may hold at once; None: all.
       place: where the rows lie; None: on one device.
-      router: per-layer routing statistics, or None for a dense model.
+      router: stack name -> RouterStatistics with a leading L, or None for a dense model.
     """
 
     hidden_BTD: Float[Array, "B T D"]
@@ -78,6 +78,47 @@ class Output:
         if self.soft_cap is None:
             return logits_BTV
         return self.soft_cap * jnp.tanh(logits_BTV / self.soft_cap)
+
+
+@record
+class RouterStatistics:
+    """What a layer's router did, row by row, of real tokens only; sums, so rows and batches add.
+
+    A scan over layers stacks every field on a leading L.
+
+    Attributes:
+      load_BE: assignments as they were routed, before any was dropped.
+      probability_BE: sum over tokens of the router's distribution (differentiable).
+      z_B: sum over tokens of logsumexp(logits)^2 (differentiable).
+      entropy_B: sum over tokens of the distribution's entropy, nats.
+      dropped_B: assignments that the dispatch dropped.
+      tokens_B: real tokens.
+      chosen_BTA: the experts of each token, -1 where none; None once rows were added up.
+      balanced_BE: tokens times the selection bias that would have balanced this row, for the
+        router that says so (`QuantileBalanced`), or None.
+    """
+
+    load_BE: Float[Array, "*L B E"]
+    probability_BE: Float[Array, "*L B E"]
+    z_B: Float[Array, "*L B"]
+    entropy_B: Float[Array, "*L B"]
+    dropped_B: Float[Array, "*L B"]
+    tokens_B: Float[Array, "*L B"]
+    chosen_BTA: Int[Array, "*L B T A"] | None = None
+    balanced_BE: Float[Array, "*L B E"] | None = None
+
+    def summed(self) -> RouterStatistics:
+        """Add the rows up: the same sums with one row, which add over micro-batches by leaf."""
+        by_expert = {"load_BE", "probability_BE", "balanced_BE"}
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return RouterStatistics(
+            **{
+                name: value
+                if value is None
+                else value.sum(-2 if name in by_expert else -1, keepdims=True)
+                for name, value in (held | {"chosen_BTA": None}).items()
+            }
+        )
 
 
 @record

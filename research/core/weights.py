@@ -1,4 +1,4 @@
-"""The verbs that touch weights: `contract` and `take`.
+"""The verbs that touch weights: `contract`, `take` and `grouped`.
 
 A leaf that is not an array (a low-rank or quantised weight) brings its own method of the same name;
 model files never ask what kind of leaf they hold.
@@ -6,11 +6,14 @@ model files never ask what kind of leaf they hold.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from research.core.grouped import grouped_product
 
 
 def value_of(w: Any) -> Any:
@@ -35,6 +38,28 @@ def take(table: Any, ids: jax.Array, dtype: Any) -> jax.Array:
             table.take(ids, dtype) if not isinstance(table, jax.Array) else table[ids].astype(dtype)
         )
     return table[ids].astype(dtype)
+
+
+def grouped(equation: str, x: jax.Array, w: Any, sizes_E: jax.Array, platform: str) -> jax.Array:
+    """Multiply rows with their experts' matrices: `grouped("MD,EDF->MF", x, w, sizes, "cpu")`.
+
+    Rows are sorted by expert, sizes_E rows each; rows beyond sum(sizes) give zeros. The weight is
+    used at the activation's dtype.
+
+    Args:
+      platform: of the placement; see `research/core/grouped.py`.
+    """
+    w = value_of(w)
+    if hasattr(w, "grouped"):
+        return w.grouped(equation, x, sizes_E, platform)
+    w_letters, out = equation.split(",")[1].split("->")
+    outputs = out[1:]
+    shape = w.shape[w.ndim - len(outputs) :]
+    inputs = w_letters[1 : len(w_letters) - len(outputs)]
+    width = math.prod(w.shape[1 : 1 + len(inputs)])
+    matrices = w.astype(x.dtype).reshape(w.shape[0], width, -1)
+    y = grouped_product(x.reshape(x.shape[0], width), matrices, sizes_E, platform)
+    return y.reshape(x.shape[0], *shape)
 
 
 def _contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from research.core.axes import Axes, declared
 from research.core.parts import part, require
 from research.core.tree import Path, flatten, unflatten
-from research.core.weights import contract, take
-from research.tuning.targets import ALL_LINEAR, key_of, means, select
+from research.core.weights import contract, grouped, take
+from research.tuning.targets import ALL_LINEAR, key_of, means, named, select
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +61,17 @@ class LowRank:
         low = take(self.a, ids, dtype)
         return take(self.base, ids, dtype) + jnp.tensordot(low, self.b.astype(dtype), axes=1)
 
+    def grouped(self, equation: str, x: jax.Array, sizes_E: jax.Array, platform: str) -> jax.Array:
+        """Multiply rows that are sorted by expert: x W_e + (x A_e) B_e."""
+        terms, out = equation.split("->")
+        row, (bank, inputs, outputs) = out[0], (self.axes.bank, self.axes.inputs, self.axes.outputs)
+        x_letters = terms.split(",")[0]
+        down, up = f"{x_letters},{bank}{inputs}R->{row}R", f"{row}R,{bank}R{outputs}->{out}"
+        low = grouped(down, self._dropped(x), self.a, sizes_E, platform)
+        return grouped(equation, x, self.base, sizes_E, platform) + grouped(
+            up, low, self.b, sizes_E, platform
+        )
+
     def _dropped(self, x: jax.Array) -> jax.Array:
         if self.key is None or self.dropout is None:
             return x
@@ -96,6 +107,7 @@ class Lora:
       dropout: probability that an element of the adapter's input is dropped; None: no dropout.
       targets: parameters' names, ends of paths, or "all_linear" (every kernel of the layers).
       overrides: ranks of single targets; the last one that names a target counts.
+      trained: parameters of any kind that are trained whole beside the factors (`router_D_E`).
 
     Source: Hu et al. 2021, arXiv 2106.09685; Kalajdzievski 2023, arXiv 2312.03732.
     Law: the output at step 0 equals the frozen model's, bit for bit.
@@ -107,6 +119,7 @@ class Lora:
     dropout: float | None = None
     targets: tuple[str, ...] = (ALL_LINEAR,)
     overrides: tuple[Override, ...] = ()
+    trained: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ranks = [self.rank, *(override.rank for override in self.overrides)]
@@ -122,16 +135,21 @@ class Lora:
         )
 
     def split(self, params: Any, key: jax.Array) -> tuple[Any, Any]:
-        """Give (fresh factors of every target, params).
+        """Give (fresh factors of every target and what is trained whole, the rest of params).
 
         Raises:
-          ValueError: a target matches nothing; the error lists the names there are.
+          ValueError: a target matches nothing, or is both adapted and trained whole; the error
+            lists the names there are.
         """
         leaves = flatten(params)
+        whole = named(leaves, self.trained, "trained")
         paths = select(leaves, self.targets, "targets")
         select(paths, [override.target for override in self.overrides], "overrides")
+        if both := sorted({".".join(path) for path in set(whole) & set(paths)}):
+            raise ValueError(f"{both} are in targets and in trained; choose one of the two")
         factors = {path: self._draw(path, leaves[path], key_of(key, path)) for path in paths}
-        return unflatten(factors), params
+        frozen = {path: leaf for path, leaf in leaves.items() if path not in whole}
+        return unflatten(factors | {path: leaves[path] for path in whole}), unflatten(frozen)
 
     def join(self, trainable: Any, frozen: Any, key: jax.Array | None = None) -> Any:
         """Give the tree with low-rank leaves; `key` draws the dropout masks of this call."""
@@ -193,7 +211,9 @@ class Lora:
     def _replace(self, trainable: Any, frozen: Any, leaf: Any) -> Any:
         """Put `leaf(path, base, axes, a, scaled b)` where there are factors."""
         leaves, factors = flatten(frozen), flatten(trainable)
-        for path in sorted({path[:-1] for path in factors}):
+        adapted = {path[:-1] for path in factors if path[:-1] in leaves}
+        leaves |= {path: leaf for path, leaf in factors.items() if path[:-1] not in adapted}
+        for path in sorted(adapted):
             axes = declared(path[-1])
             a_name, b_name = factor_names(axes)
             b = factors[*path, b_name] * self.scale(*self.rank_and_alpha(path))
