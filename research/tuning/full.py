@@ -8,7 +8,7 @@ import jax
 
 from research.core.parts import part
 from research.core.tree import flatten, unflatten
-from research.tuning.targets import select
+from research.tuning.targets import named
 
 
 @part
@@ -16,7 +16,7 @@ class Full:
     """Train every parameter at the dtype in which it is stored.
 
     Attributes:
-      frozen: kernels that stay as they are (`router_D_E`: a frozen router), by name, by the end of
+      frozen: parameters that stay as they are (`router_D_E`: a frozen router), by name, by the end of
         their path, or "all_linear".
     """
 
@@ -30,7 +30,7 @@ class Full:
         """
         del key
         leaves = flatten(params)
-        held = set(select(leaves, self.frozen, "frozen"))
+        held = set(named(leaves, self.frozen, "frozen"))
         trained = {path: leaf for path, leaf in leaves.items() if path not in held}
         return unflatten(trained), unflatten({path: leaves[path] for path in held})
 

@@ -25,16 +25,27 @@ def select(paths: Iterable[Path], targets: Sequence[str], what: str) -> list[Pat
       ValueError: a target means no kernel; the error lists the kernels there are.
     """
     kernels = [path for path in paths if (axes := axes_of(path[-1])) and axes.is_kernel]
-    unmatched = [t for t in targets if not any(means(t, path) for path in kernels)]
+    return named(kernels, targets, what)
+
+
+def named(paths: Iterable[Path], targets: Sequence[str], what: str) -> list[Path]:
+    """List the parameters of any kind that `targets` mean, in the order of `paths`.
+
+    Raises:
+      ValueError: a target means none; the error lists those there are.
+    """
+    paths = list(paths)
+    unmatched = [t for t in targets if not any(means(t, path) for path in paths)]
     if unmatched:
-        names = sorted({path[-1] for path in kernels})
+        names = sorted({path[-1] for path in paths})
         hints = [near for t in unmatched for near in difflib.get_close_matches(t, names, n=1)]
         hint = f" Did you mean {', '.join(hints)}?" if hints else ""
         raise ValueError(
-            f"{what}={unmatched} matches no kernel.{hint} Choose from {names}, the end of a path "
-            f"such as {'.'.join(kernels[0]) if kernels else 'ffw.up_D_F'!r}, or {ALL_LINEAR!r}"
+            f"{what}={unmatched} matches no parameter that it may name.{hint} Choose from {names}, "
+            f"the end of a path such as {'.'.join(paths[0]) if paths else 'ffw.up_D_F'!r}, or "
+            f"{ALL_LINEAR!r}"
         )
-    return [path for path in kernels if any(means(target, path) for target in targets)]
+    return [path for path in paths if any(means(target, path) for target in targets)]
 
 
 def means(target: str, path: Path) -> bool:

@@ -99,6 +99,10 @@ TUNINGS = [
             overrides=(Override(target="query_D_KGH", rank=3, alpha=2.0),),
         ),
     ),
+    (
+        False,
+        Lora(rank=5, targets=("key_D_KH",), trained=("value_D_KH", "ffw_norm_D", "head_D_V")),
+    ),
     (False, Full()),
     (False, Full(frozen=("key_D_KH", "embed_V_D"))),
 ]
@@ -147,7 +151,7 @@ def test_full_trains_all_but_what_is_named_frozen():
     trained, frozen = (set(flatten_dict(tree)) for tree in split(tuning, params(False)))
     assert {path[-1] for path in frozen} == {"key_D_KH", "embed_V_D"}
     assert trained | frozen == set(flatten_dict(params(False))) and not trained & frozen
-    with pytest.raises(ValueError, match=r"frozen=.*router_D_E.*matches no kernel"):
+    with pytest.raises(ValueError, match=r"frozen=.*router_D_E.*matches no parameter"):
         Full(frozen=("router_D_E",)).split(params(False), jax.random.key(0))
 
 
@@ -266,6 +270,7 @@ def test_no_field_is_dead():
         "dropout": 0.4,
         "targets": ("up_D_F",),
         "overrides": (Override(target="up_D_F", rank=2),),
+        "trained": ("down_F_D",),
     }
 
     def output(tuning):
@@ -276,6 +281,7 @@ def test_no_field_is_dead():
         return np.asarray(
             contract("BTD,DF->BTF", x, first["up_D_F"])
             + contract("BTD,DF->BTF", x, first["gate_D_F"])
+            + first["down_F_D"].sum()
         )
 
     assert changes.keys() == {field.name for field in dataclasses.fields(Lora)}
