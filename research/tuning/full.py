@@ -16,8 +16,8 @@ class Full:
     """Train every parameter at the dtype in which it is stored.
 
     Attributes:
-      frozen: parameters that stay as they are (`router_D_E`: a frozen router), by name, by the end of
-        their path, or "all_linear".
+      frozen: parameters that stay as they are (`router_D_E`: a frozen router), by name, by the end
+        of their path, or "all_linear".
     """
 
     frozen: tuple[str, ...] = ()
