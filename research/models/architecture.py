@@ -7,7 +7,7 @@ from typing import Any
 
 from research.core.parts import part, require
 from research.models.activations import Activation, Silu
-from research.models.rope import Rope
+from research.models.rope import LongScaling, Rope
 
 
 @part
@@ -178,6 +178,12 @@ class Architecture:
                 f"(head_dim={self.head_dim})",
             ),
             (
+                all(len(factors) == self.rotary_dim // 2 for factors in self._factors()),
+                f"LongScaling has {[len(factors) for factors in self._factors()]} factors; "
+                f"expected {self.rotary_dim // 2}, one for every two of the "
+                f"{self.rotary_dim} rotated numbers of a head",
+            ),
+            (
                 latent is None
                 or (
                     self.head_dim == latent.nope_dim + latent.rotary_dim
@@ -243,6 +249,11 @@ class Architecture:
         if self.latent is not None:
             return self.latent.rotary_dim
         return int(self.head_dim * self.rope.fraction) if self.rope else 0
+
+    def _factors(self) -> tuple[tuple[float, ...], ...]:
+        scaling = self.rope.scaling if self.rope else None
+        long = isinstance(scaling, LongScaling)
+        return (scaling.short_factors, scaling.long_factors) if long else ()
 
     @property
     def score_scale(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from flax import nnx
 from research.core.layout import Placement
 from research.core.weights import contract, value_of
 from research.models.architecture import Architecture
+from research.models.feedforward import FeedForward, biased
 from research.models.norms import layer_norm, rms_norm
 from research.models.parameters import parameter
 
@@ -30,7 +31,8 @@ class Attention(nnx.Module):
         names += ["query_norm_KGH", "key_norm_KH"] if arch.projection_norm else []
         names += ["sinks_KG"] if arch.sinks else []
         for name in names:
-            setattr(self, name, parameter(name, key, arch.sizes, arch.init_std))
+            drawn = parameter(name, key, arch.sizes, arch.init_std, arch.norm_offset)
+            setattr(self, name, drawn)
 
     def project(
         self, x_BTD: jax.Array, rotate: Callable[[jax.Array], jax.Array]
@@ -121,40 +123,6 @@ class LatentAttention(nnx.Module):
         return None
 
 
-class FeedForward(nnx.Module):
-    """down(activation(gate(x), up(x))), or down(activation(up(x))) where nothing is gated.
-
-    Args:
-      width: F; None: that of the architecture.
-    """
-
-    def __init__(
-        self, key: jax.Array, arch: Architecture, place: Placement, width: int | None = None
-    ):
-        self.arch, self.place = arch, place
-        sizes: Mapping[str, int] = arch.sizes | ({"F": width} if width else {})
-        names = ["gate_D_F"] if arch.ffw_gated else []
-        names += ["up_D_F", "down_F_D"]
-        if arch.ffw_bias:
-            names += [*(["gate_bias_F"] if arch.ffw_gated else []), "up_bias_F", "down_bias_D"]
-        for name in names:
-            setattr(self, name, parameter(name, key, sizes, arch.init_std))
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        arch = self.arch
-        up_BTF = contract("BTD,DF->BTF", x_BTD, self.up_D_F)
-        up_BTF = biased(up_BTF, self.up_bias_F) if arch.ffw_bias else up_BTF
-        if arch.ffw_gated:
-            gate_BTF = contract("BTD,DF->BTF", x_BTD, self.gate_D_F)
-            gate_BTF = biased(gate_BTF, self.gate_bias_F) if arch.ffw_bias else gate_BTF
-            hidden_BTF = arch.activation(gate_BTF, up_BTF)
-        else:
-            hidden_BTF = arch.activation(up_BTF)
-        hidden_BTF = self.place.constrain(hidden_BTF, "BTF")
-        out_BTD = contract("BTF,FD->BTD", hidden_BTF, self.down_F_D)
-        return biased(out_BTD, self.down_bias_D) if arch.ffw_bias else out_BTD
-
-
 class Block(nnx.Module):
     """One layer; `sparse` ones have experts in place of the feed-forward."""
 
@@ -165,7 +133,8 @@ class Block(nnx.Module):
         self.ffw = FeedForward(jax.random.fold_in(key, 1), arch, place)
         for branch in ("attention", "ffw"):
             for name in norm_names(arch, branch):
-                setattr(self, name, parameter(name, key, arch.sizes))
+                drawn = parameter(name, key, arch.sizes, norm_offset=arch.norm_offset)
+                setattr(self, name, drawn)
 
     def __call__(
         self,
@@ -214,8 +183,3 @@ def normalise(arch: Architecture, x: jax.Array, scale: Any, bias: Any = None) ->
     if arch.layer_norm:
         return layer_norm(x, scale, bias, arch.norm_eps)
     return rms_norm(x, scale, arch.norm_eps, arch.norm_offset)
-
-
-def biased(x: jax.Array, bias: Any) -> jax.Array:
-    """Add a bias at the activation's dtype."""
-    return x + value_of(bias).astype(x.dtype)

@@ -13,18 +13,23 @@ from research.core.axes import declared, shape_of
 
 
 def parameter(
-    name: str, key: jax.Array, sizes: Mapping[str, int], std: float | None = None
+    name: str,
+    key: jax.Array,
+    sizes: Mapping[str, int],
+    std: float | None = None,
+    norm_offset: float = 0.0,
 ) -> nnx.Param:
     """Make one parameter: shape by its letters, scale by fan-in, norms 1, biases and sinks 0.
 
     Args:
       sizes: the size of every letter in the name.
       std: of a kernel's normal draw; None: fan-in ** -0.5 (0.02 for a table).
+      norm_offset: what is added to the scale of a norm where it is used.
     """
     axes, shape = declared(name), shape_of(name, sizes)
     if not axes.is_kernel:
         zero = any(word in name for word in ("bias", "correction", "sinks"))
-        return nnx.Param((jnp.zeros if zero else jnp.ones)(shape, jnp.float32))
+        return nnx.Param(jnp.full(shape, 0.0 if zero else 1.0 - norm_offset, jnp.float32))
     if std is None:
         fan_in = axes.matrix(shape)[1] if axes.inputs not in ("V", "S") else 1
         std = fan_in**-0.5 if fan_in > 1 else 0.02

@@ -98,11 +98,11 @@ class YarnScaling:
 
 @part
 class DynamicScaling:
-    """Raise the base with the length of the row, once it exceeds what the model was trained on.
+    """Raise the base with the length of a sequence, once it exceeds what the model was trained on.
 
     base = theta (factor length / original - (factor - 1)) ^ (dim / (dim - 2)), length the largest
-    position of the row + 1. Breaks beyond the original length: rows of other lengths rotate
-    otherwise, so packing and cached decoding are not exact there (as in transformers).
+    position of the sequence + 1. Cached decoding beyond the original length keeps the keys it has,
+    rotated for the length they had, and so is not the full forward pass (as in transformers).
 
     Source: "dynamic NTK" in transformers' `_compute_dynamic_ntk_parameters`.
     """
@@ -124,10 +124,10 @@ class DynamicScaling:
 
 @part
 class LongScaling:
-    """Divide each frequency by its own factor, one list for short rows and one for long ones.
+    """Divide each frequency by its own factor, one list for short sequences and one for long ones.
 
-    A row is long when its largest position + 1 exceeds `original_max_positions`; a row that grows
-    over it while decoding keeps the keys it has (as in transformers).
+    A sequence is long when its largest position + 1 exceeds `original_max_positions`; one that
+    grows over it while decoding keeps the keys it has (as in transformers).
 
     Attributes:
       short_factors, long_factors: one a frequency.
@@ -172,18 +172,19 @@ class Rope:
     interleaved: bool = False
 
     def cos_sin(
-        self, positions_BT: Int[Array, "B T"], dim: int
+        self, positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"], dim: int
     ) -> tuple[Float[Array, "B T H"], Float[Array, "B T H"]]:
         """Give cos and sin for each position, float32, both halves filled.
 
         Args:
+          segments_BT: which sequence a position belongs to; a scaling may go by its length.
           dim: how many numbers of a head are rotated.
         """
         inverse = 1.0 / self.theta ** (np.arange(0, dim, 2, dtype=np.float32) / dim)
         amplitude = 1.0
         if self.scaling is not None:
-            length_B11 = jnp.max(positions_BT, axis=1)[:, None, None] + 1
-            inverse = self.scaling.frequencies(inverse, self, length_B11)
+            length_BT1 = sequence_lengths(positions_BT, segments_BT)[..., None]
+            inverse = self.scaling.frequencies(inverse, self, length_BT1)
             amplitude = self.scaling.amplitude
         angle = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(inverse, jnp.float32)
         angle = jnp.concatenate([angle, angle], axis=-1)
@@ -207,3 +208,11 @@ class Rope:
         x = (x * cos[lift] + turned * sin[lift]).astype(x_BTKH.dtype)
         rest = x_BTKH[..., dim:]
         return jnp.concatenate([x, rest], axis=-1) if rest.shape[-1] else x
+
+
+def sequence_lengths(
+    positions_BT: Int[Array, "B T"], segments_BT: Int[Array, "B T"]
+) -> Int[Array, "B T"]:
+    """Give, for each token, the largest position of its sequence + 1."""
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return jnp.max(jnp.where(same, positions_BT[:, None, :], 0), axis=-1) + 1

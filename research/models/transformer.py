@@ -95,7 +95,10 @@ class Transformer:
         names += (["positions_S_D"] if arch.learned_positions else []) + (
             [] if arch.tied_head else ["head_D_V"]
         )
-        params = {n: parameter(n, key, arch.sizes, arch.init_std).get_value() for n in names}
+        params = {
+            n: parameter(n, key, arch.sizes, arch.init_std, arch.norm_offset).get_value()
+            for n in names
+        }
         dtype = self.compute.param_dtype
         return jax.tree.map(lambda leaf: leaf.astype(dtype), params | {"layers": layers})
 
@@ -292,13 +295,15 @@ class Transformer:
     ) -> tuple[jax.Array, dict[Rope, tuple[jax.Array, jax.Array]]]:
         """Look tokens up, and give the rotations of their positions."""
         arch, positions_BT = self.arch, seen.query_positions_BT
+        segments_BT = seen.query_segments_BT
         x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
         if arch.embed_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(arch.embed_scale, x_BTD.dtype)
         if arch.learned_positions:
             x_BTD = x_BTD + take(params["positions_S_D"], positions_BT, x_BTD.dtype)
-        ropes = {arch.kind(layer).rope for layer in range(arch.num_layers)} - {None}
-        turns = {rope: rope.cos_sin(positions_BT, arch.rotary_dim) for rope in ropes}
+        kinds = (arch.kind(layer) for layer in range(arch.num_layers))
+        ropes = {kind.rope for kind in kinds if kind.rope is not None}
+        turns = {rope: rope.cos_sin(positions_BT, segments_BT, arch.rotary_dim) for rope in ropes}
         return self.place.constrain(x_BTD, "BTD"), turns
 
     def _feeder(self, tokens_BT: jax.Array, seen: Visibility) -> Callable:
