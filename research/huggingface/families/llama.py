@@ -8,6 +8,7 @@ from research.huggingface.family import Family
 from research.huggingface.fields import Fields
 from research.huggingface.rotary import read_rope, write_rope
 from research.models.architecture import Architecture
+from research.models.rope import Rope
 
 NAMES = {
     "embed_V_D": "model.embed_tokens.weight",
@@ -32,8 +33,18 @@ NAMES = {
 }
 
 
-def read_sizes(fields: Fields, head_dim: int | None = None) -> dict[str, Any]:
-    """Read what all families of this shape share; `head_dim` is the family's default, if any."""
+def read_sizes(
+    fields: Fields,
+    head_dim: int | None = None,
+    rope: Rope | None = None,
+    norm_eps: float = 1e-6,
+) -> dict[str, Any]:
+    """Read what all families of this shape share.
+
+    Args:
+      head_dim, norm_eps: the family's defaults, if any.
+      rope: as the family reads it; None: as most do.
+    """
     num_heads, model_dim = fields.take("num_attention_heads"), fields.take("hidden_size")
     std = fields.take("initializer_range", None)
     return {
@@ -44,8 +55,8 @@ def read_sizes(fields: Fields, head_dim: int | None = None) -> dict[str, Any]:
         "num_kv_heads": fields.take("num_key_value_heads", None) or num_heads,
         "head_dim": fields.take("head_dim", head_dim) or model_dim // num_heads,
         "ffw_dim": fields.take("intermediate_size"),
-        "rope": read_rope(fields),
-        "norm_eps": float(fields.take("rms_norm_eps", 1e-6)),
+        "rope": rope or read_rope(fields),
+        "norm_eps": float(fields.take("rms_norm_eps", norm_eps)),
         "tied_head": bool(fields.take("tie_word_embeddings", False)),
         "max_positions": fields.take("max_position_embeddings"),
         "init_std": None if std is None else float(std),
