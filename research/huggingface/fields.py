@@ -36,7 +36,8 @@ NEUTRAL: Mapping[str, tuple[Any, str]] = {
 """Fields that change the arithmetic at any value but this one, and why they must have it."""
 
 REMEDIES: Mapping[str, str] = {
-    "quantization_config": "the weights are quantised; use the unquantised checkpoint",
+    "quantization_config": "the weights are quantised, and only the MXFP4 of GPT-OSS is read; use "
+    "the unquantised checkpoint",
     "auto_map": "the model runs code from its repository, which is never executed here; remove the "
     "field if the architecture is the plain one that model_type says",
 }

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from research.huggingface import mxfp4
 from research.huggingface.families.known import family_named
 from research.huggingface.family import (
     Family,
@@ -34,7 +36,7 @@ from research.models.transformer import Params, Transformer
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = ("F64", "F32", "F16", "BF16", mxfp4.DTYPE)
 DERIVED = ("*rotary_emb.inv_freq",)
 """Tensors that old checkpoints store although they follow from the config."""
 _SHOWN = 5
@@ -43,11 +45,17 @@ _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stored:
-    """Where a tensor lies: its file, its safetensors dtype and its shape."""
+    """Where a tensor lies: its file and name there, its safetensors dtype and its shape.
+
+    Attributes:
+      scales: where the scales of an MXFP4 tensor lie; it is then of the shape that it stands for.
+    """
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
+    scales: Stored | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +86,12 @@ def open_folder(path: str | Path) -> Folder:
     where = str(path / "config.json")
     family = family_named(config.get("model_type"), where)
     architecture = read_architecture(family, config, where)
-    tensors: dict[str, Stored] = {}
-    for file in weight_files(path):
-        tensors |= _read_header(file)
     return Folder(
-        path=path, config=config, family=family, architecture=architecture, tensors=tensors
+        path=path,
+        config=config,
+        family=family,
+        architecture=architecture,
+        tensors=stored_tensors(path, config),
     )
 
 
@@ -132,6 +141,18 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     raise FileNotFoundError(f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}")
 
 
+def stored_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, Stored]:
+    """List where the tensors of a folder lie; MXFP4 ones as the tensors that they stand for.
+
+    Raises:
+      FileNotFoundError, ValueError: a weight file is missing or damaged.
+    """
+    tensors: dict[str, Stored] = {}
+    for file in weight_files(path):
+        tensors |= _read_header(file)
+    return _unpacked(tensors) if mxfp4.is_used(config) else tensors
+
+
 def _read_header(file: Path) -> dict[str, Stored]:
     """List the tensors of one safetensors file.
 
@@ -142,11 +163,30 @@ def _read_header(file: Path) -> dict[str, Stored]:
         with safe_open(file, framework="np") as held:
             slices = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
             return {
-                name: Stored(file=file, dtype=view.get_dtype(), shape=tuple(view.get_shape()))
+                name: Stored(
+                    file=file, name=name, dtype=view.get_dtype(), shape=tuple(view.get_shape())
+                )
                 for name, view in slices.items()
             }
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read: {_damage(file)} ({error})") from error
+
+
+def _unpacked(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Present each pair of MXFP4 blocks and scales as the one tensor that it stands for."""
+    found = dict(tensors)
+    for name in tensors:
+        plain = name.removesuffix(mxfp4.BLOCKS)
+        if plain != name and plain + mxfp4.SCALES in tensors:
+            blocks, scales = found.pop(name), found.pop(plain + mxfp4.SCALES)
+            packed = {blocks.dtype, scales.dtype} == {"U8"}
+            found[plain] = dataclasses.replace(
+                blocks,
+                dtype=mxfp4.DTYPE if packed else blocks.dtype,
+                shape=mxfp4.unpacked_shape(plain, blocks.shape, scales.shape),
+                scales=scales,
+            )
+    return found
 
 
 def _damage(file: Path) -> str:
@@ -303,15 +343,24 @@ class _Reader(contextlib.ExitStack):
         self._tensors, self._files = folder.tensors, {}
 
     def read(self, name: str, region: Region) -> np.ndarray:
-        """Give one part of one tensor; a step along the last axis is taken from its whole range."""
-        file = self._tensors[name].file
-        if file not in self._files:
-            self._files[file] = self.enter_context(safe_open(file, framework="np"))
-        last = region[-1]
-        if isinstance(last, slice):
-            region = (*region[:-1], slice(last.start, last.stop))
-        part = self._files[file].get_slice(name)[region]
-        return part[..., :: last.step] if isinstance(last, slice) else part
+        """Give one part of one tensor, as the numbers that it stands for."""
+        stored = self._tensors[name]
+        if stored.scales is None:
+            return self._stored(stored, region)
+        return mxfp4.read(
+            region,
+            functools.partial(self._stored, stored),
+            functools.partial(self._stored, stored.scales),
+        )
+
+    def _stored(self, stored: Stored, region: Region) -> np.ndarray:
+        """Read from a file; a step of the last axis from its whole range, which is 40x faster."""
+        if stored.file not in self._files:
+            self._files[stored.file] = self.enter_context(safe_open(stored.file, framework="np"))
+        view, last = self._files[stored.file].get_slice(stored.name), region[-1]
+        if not isinstance(last, slice) or last.step in (None, 1):
+            return view[region]
+        return view[(*region[:-1], slice(last.start, last.stop))][..., :: last.step]
 
 
 def load(folder: Folder | str | Path, model: Transformer) -> Params:

@@ -95,8 +95,8 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
         ({"use_qk_norm": False}, "use_qk_norm"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"auto_map": {"AutoModel": "x.py"}}, "never executed"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "'ntk' is not supported"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "'longrope' needs"),
         ({"rope_scaling": {"type": "linear"}}, "'linear' needs 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": 2, "facto": 3}}, "unknown settings.*facto"),
         (
