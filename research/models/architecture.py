@@ -40,6 +40,7 @@ class Latent:
       query_rank: width of the queries' latent; None: queries come straight from the residual.
       kv_rank: width of the latent of keys and values.
       value_dim: head width of the values.
+      norm_eps: of the norms over the latents, which is not the model's.
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
     """
@@ -49,6 +50,7 @@ class Latent:
     nope_dim: int
     rotary_dim: int
     value_dim: int
+    norm_eps: float = 1e-6
 
 
 @part

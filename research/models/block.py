@@ -99,12 +99,12 @@ class LatentAttention(nnx.Module):
         else:
             down = contract("BTD,DI->BTI", x_BTD, self.query_down_D_I)
             down = biased(down, self.query_down_bias_I) if arch.qkv_bias else down
-            down = rms_norm(down, self.query_norm_I, arch.norm_eps)
+            down = rms_norm(down, self.query_norm_I, latent.norm_eps)
             query = contract("BTI,IKGH->BTKGH", down, self.query_up_I_KGH)
         query = jnp.concatenate([query[..., :nope], rotate(query[..., nope:])], axis=-1)
         both = contract("BTD,DQ->BTQ", x_BTD, self.latent_D_Q)
         both = biased(both, self.latent_bias_Q) if arch.qkv_bias else both
-        low = rms_norm(both[..., : latent.kv_rank], self.latent_norm_J, arch.norm_eps)
+        low = rms_norm(both[..., : latent.kv_rank], self.latent_norm_J, latent.norm_eps)
         shared = rotate(both[..., None, latent.kv_rank :])
         up = contract("BTJ,JKU->BTKU", low, self.key_value_J_KU)
         shared = jnp.broadcast_to(shared, (*up.shape[:-1], latent.rotary_dim))
