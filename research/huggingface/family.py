@@ -104,6 +104,9 @@ class Family:
       read: config fields -> Architecture.
       write: Architecture -> config fields.
       names: our path (without its stack) -> where it lies in what transformers saves.
+      parameters: kernels that transformers holds as bare parameters, not as layers (routers and
+        stacked experts), as they lie in memory and in the order of registration there. PEFT adapts
+        these as `target_parameters`; folders that were saved so are read.
       alternatives: other spellings of some names, each read where a folder has its tensors.
       ignored: tensors that are passed over when read, as shell patterns; `{num_layers}` is filled.
     """
@@ -113,6 +116,7 @@ class Family:
     read: Callable[[Fields], Architecture]
     write: Callable[[Architecture], dict[str, Any]]
     names: Names
+    parameters: Names = dataclasses.field(default_factory=dict)
     alternatives: tuple[Names, ...] = ()
     ignored: tuple[str, ...] = ()
 

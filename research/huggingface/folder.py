@@ -233,9 +233,10 @@ def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:
 
 
 def _spelling(folder: Folder, model: Transformer) -> tuple[Names, tuple[Tensor, ...]]:
-    """Choose the family's names or an alternative: those of which the folder lacks least."""
+    """Choose the family's names or another spelling: that of which the folder lacks least."""
     family, abstract = folder.family, model.abstract()
-    tables = [family.names, *({**family.names, **other} for other in family.alternatives)]
+    others = (family.parameters, *family.alternatives)
+    tables = [family.names, *({**family.names, **other} for other in others if other)]
     found = [(names, tensors_of(family, model.arch, abstract, names)) for names in tables]
     return min(found, key=lambda pair: sum(t.name not in folder.tensors for t in pair[1]))
 
