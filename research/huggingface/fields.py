@@ -54,6 +54,7 @@ class Fields:
         self._config = config
         self._taken: set[str] = set()
         self._left = {name for name, value in config.items() if value is not None} - HARMLESS
+        self._problems: list[str] = []
 
     def take(self, name: str, default: Any = REQUIRED) -> Any:
         """Give a field's value as the file has it (null is None), or the default of its family.
@@ -68,13 +69,20 @@ class Fields:
             raise ValueError(f"{self.where} has no {name!r}; it is needed to know the architecture")
         return value
 
+    def expect(self, name: str, *accepted: Any, why: str) -> None:
+        """Take a field that may only have one of some values, or be absent or null."""
+        value = self.take(name, None)
+        if value is not None and value not in accepted:
+            expected = " or ".join(map(repr, accepted)) or "null"
+            self._problems.append(f"{name}={value!r}, expected {expected}: {why}")
+
     def finish(self) -> None:
         """Refuse what is left.
 
         Raises:
           ValueError: naming every field that changes the arithmetic in a way not known here.
         """
-        problems = []
+        problems = [*self._problems]
         for name in sorted(self._left):
             value = self._config[name]
             if name in NEUTRAL:

@@ -29,6 +29,7 @@ KINDS: Mapping[type, str] = {
 """What a `config.json` calls each scaling."""
 _FRACTION = "partial_rotary_factor"
 _ORIGINAL = "original_max_position_embeddings"
+_STRETCHED = ("llama3", "yarn", "longrope")
 _YARN_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
@@ -38,6 +39,8 @@ def read_rope(
     theta: float = DEFAULT_THETA,
     fraction: float | None = None,
     interleaved: bool = False,
+    original_max_positions: int | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Rope:
     """Read `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
 
@@ -46,6 +49,9 @@ def read_rope(
       fraction: the family's default share of a head that is rotated; None: whole heads are, and a
         config that says otherwise is refused.
       interleaved: whether the family's pairs are neighbours.
+      original_max_positions: positions of pre-training as said outside of the settings, which goes
+        before what they say.
+      aliases: other names of rope types in this family.
 
     Raises:
       ValueError: both styles disagree, the type is unknown, or a setting is missing or unknown.
@@ -55,8 +61,13 @@ def read_rope(
         raise ValueError(
             f"{fields.where} has rope_scaling={old} and rope_parameters={new}; keep one of them"
         )
+    settings = dict(old or new or {})
+    kind = settings.get("rope_type") or settings.get("type")
+    settings |= {"rope_type": (aliases or {}).get(kind, kind)}
+    if original_max_positions is not None and settings["rope_type"] in _STRETCHED:
+        settings[_ORIGINAL] = original_max_positions
     return rope_of(
-        old or new or {},
+        settings,
         fields,
         theta=fields.take("rope_theta", None),
         default_theta=theta,
@@ -90,7 +101,7 @@ def rope_of(
             "keep one of them"
         )
     kind = settings.pop("rope_type", settings.get("type", "default"))
-    settings.pop("type", None)
+    settings.pop("type", None)  # both styles may be there
     own = settings.pop(_FRACTION, fields.take(_FRACTION, fraction))
     if fraction is None and own not in (None, 1.0):
         raise ValueError(f"{fields.where}: {_FRACTION} must be 1.0, whole heads are rotated")

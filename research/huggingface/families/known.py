@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from research.huggingface.families import llama, mistral, qwen2, qwen3
+from research.huggingface.families import (
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from research.huggingface.family import Family, write_architecture
 from research.models.architecture import Architecture
 
 FAMILIES = {
     family.model_type: family
-    for family in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+    for family in (
+        llama.FAMILY,
+        mistral.FAMILY,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        phi3.FAMILY,
+        smollm3.FAMILY,
+        granite.FAMILY,
+        olmo2.FAMILY,
+        glm4.FAMILY,
+        gpt2.FAMILY,
+    )
 }
+"""By what `config.json` calls them; the order in which `family_for` tries them."""
 
 
 def family_named(model_type: str | None, where: str) -> Family:

@@ -38,11 +38,12 @@ def read_sizes(
     head_dim: int | None = None,
     rope: Rope | None = None,
     norm_eps: float = 1e-6,
+    tied: bool = False,
 ) -> dict[str, Any]:
     """Read what all families of this shape share.
 
     Args:
-      head_dim, norm_eps: the family's defaults, if any.
+      head_dim, norm_eps, tied: the family's defaults, if any.
       rope: as the family reads it; None: as most do.
     """
     num_heads, model_dim = fields.take("num_attention_heads"), fields.take("hidden_size")
@@ -57,7 +58,7 @@ def read_sizes(
         "ffw_dim": fields.take("intermediate_size"),
         "rope": rope or read_rope(fields),
         "norm_eps": float(fields.take("rms_norm_eps", norm_eps)),
-        "tied_head": bool(fields.take("tie_word_embeddings", False)),
+        "tied_head": bool(fields.take("tie_word_embeddings", tied)),
         "max_positions": fields.take("max_position_embeddings"),
         "init_std": None if std is None else float(std),
     }
