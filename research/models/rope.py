@@ -87,13 +87,13 @@ class YarnScaling:
         """The factor on cos and sin (attention temperature)."""
         if self.attention_factor is not None:
             return self.attention_factor
-
-        def heat(mscale: float) -> float:
-            return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
-
         if self.mscale and self.mscale_all_dim:
-            return heat(self.mscale) / heat(self.mscale_all_dim)
-        return heat(1.0)
+            return self.heat(self.mscale) / self.heat(self.mscale_all_dim)
+        return self.heat(1.0)
+
+    def heat(self, mscale: float) -> float:
+        """0.1 mscale ln(factor) + 1, or 1 where nothing is stretched."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
 @part
