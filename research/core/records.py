@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ class RouterStatistics:
       entropy_B: sum over tokens of the distribution's entropy, nats.
       dropped_B: assignments that the dispatch dropped.
       tokens_B: real tokens.
-      chosen_BTA: the experts of each token, -1 where none; None once rows were added up.
+      chosen_BTA: the experts of each token, -1 where none.
       balanced_BE: tokens times the selection bias that would have balanced this row, for the
         router that says so (`QuantileBalanced`), or None.
     """
@@ -107,18 +108,10 @@ class RouterStatistics:
     chosen_BTA: Int[Array, "*L B T A"] | None = None
     balanced_BE: Float[Array, "*L B E"] | None = None
 
-    def summed(self) -> RouterStatistics:
-        """Add the rows up: the same sums with one row, which add over micro-batches by leaf."""
-        by_expert = {"load_BE", "probability_BE", "balanced_BE"}
-        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return RouterStatistics(
-            **{
-                name: value
-                if value is None
-                else value.sum(-2 if name in by_expert else -1, keepdims=True)
-                for name, value in (held | {"chosen_BTA": None}).items()
-            }
-        )
+
+def summed(router: dict[str, RouterStatistics] | None) -> dict[str, RouterStatistics] | None:
+    """Add up the rows of every stack's statistics; None for a dense model."""
+    return None if router is None else {name: seen.summed() for name, seen in router.items()}
 
 
 @record
@@ -144,10 +137,12 @@ class Report:
     Attributes:
       totals: name -> Total, to be added over micro-batches, steps and devices.
       rows: name -> [B, Z] per-example sums ("id", "tokens", "loss_nats", ...), to be concatenated.
+      router: stack name -> what its routers did, summed over rows; None for a dense model.
     """
 
     totals: dict[str, Total]
     rows: dict[str, Any]
+    router: dict[str, RouterStatistics] | None = None
 
     def __add__(self, other: Report) -> Report:
         totals = {
@@ -156,11 +151,14 @@ class Report:
             else (self.totals | other.totals)[key]
             for key in self.totals | other.totals
         }
+        router = self.router or other.router
+        if self.router and other.router:
+            router = jax.tree.map(operator.add, self.router, other.router)
         if not self.rows or not other.rows:
-            return Report(totals=totals, rows=self.rows or other.rows)
+            return Report(totals=totals, rows=self.rows or other.rows, router=router)
         xp = np if isinstance(next(iter(self.rows.values())), np.ndarray) else jnp
         rows = {key: xp.concatenate([self.rows[key], other.rows[key]]) for key in self.rows}
-        return Report(totals=totals, rows=rows)
+        return Report(totals=totals, rows=rows, router=router)
 
 
 @record

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 from flax import nnx
@@ -20,6 +20,13 @@ class FeedForward(nnx.Module):
     Args:
       width: F; None: that of the architecture.
     """
+
+    gate_D_F: nnx.Param
+    up_D_F: nnx.Param
+    down_F_D: nnx.Param
+    gate_bias_F: nnx.Param
+    up_bias_F: nnx.Param
+    down_bias_D: nnx.Param
 
     def __init__(
         self, key: jax.Array, arch: Architecture, place: Placement, width: int | None = None
@@ -42,7 +49,7 @@ class FeedForward(nnx.Module):
             gate_BTF = biased(gate_BTF, self.gate_bias_F) if arch.ffw_bias else gate_BTF
             hidden_BTF = arch.activation(gate_BTF, up_BTF)
         else:
-            hidden_BTF = arch.activation(up_BTF)
+            hidden_BTF = cast(Callable, arch.activation)(up_BTF)
         hidden_BTF = self.place.constrain(hidden_BTF, "BTF")
         out_BTD = contract("BTF,FD->BTD", hidden_BTF, self.down_F_D)
         return biased(out_BTD, self.down_bias_D) if arch.ffw_bias else out_BTD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,10 @@ class SwitchBalance:
 
 @part
 class HuggingFaceBalance:
-    """E sum_e f_e P_e over the tokens of all layers, laid end to end: a load is balanced that no
-    single layer need have. f_e counts assignments a token, so that they add up to experts_per_token.
+    """E sum_e f_e P_e over the tokens of all layers, laid end to end.
+
+    f_e is assignments a token, so that they add up to experts_per_token. What is balanced is the
+    load of all layers together, which no single layer need have.
 
     Source: `load_balancing_loss_func` of transformers, with its attention mask.
     Law: at least experts_per_token, reached at uniform load and probability.
@@ -124,7 +126,7 @@ class Balanced:
       losses: parts of this file, at most one of a kind.
     """
 
-    objective: Any
+    objective: Objective
     losses: tuple[Any, ...]
 
     def __post_init__(self) -> None:
@@ -148,8 +150,8 @@ class Balanced:
                 "inner objective itself"
             )
         seen = _all_layers(output.router)
-        objective: Objective = self.objective
-        total, report = objective(_Applied(model, batch, output), params, batch)
+        applied = cast(Model, _Applied(model, batch, output))
+        total, report = self.objective(applied, params, batch)
         values = {loss.name: loss(seen) for loss in self.losses}
         added = sum(loss.weight * values[loss.name] for loss in self.losses)
         reported = {
@@ -161,7 +163,7 @@ class Balanced:
 
 
 class _Applied:
-    """A model whose output for one batch is there already: objectives apply it as they always do."""
+    """A model whose output for one batch is there already; objectives apply it all the same."""
 
     def __init__(self, model: Model, batch: Batch, output: Output):
         self._model, self._batch, self._output = model, batch, output

@@ -26,6 +26,10 @@ class MixtureOfExperts(nnx.Module):
     Router logits are float32 whatever the activations are.
     """
 
+    router_D_E: nnx.Param
+    router_bias_E: nnx.Param
+    router_correction_E: nnx.Param
+
     def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
         moe = arch.moe
         assert moe is not None
