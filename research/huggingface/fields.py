@@ -17,6 +17,8 @@ HARMLESS = frozenset({
     "use_cache", "output_attentions", "output_hidden_states", "return_dict", "pretraining_tp",
     "chunk_size_feed_forward", "torchscript", "_attn_implementation",
     "_attn_implementation_autoset", "_flash_attn_2_enabled",
+    # losses that balance experts, which an objective chooses here; how experts are spread
+    "output_router_logits", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size",
     # heads for other tasks, token ids and settings of generation
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "do_sample",
@@ -31,6 +33,7 @@ NEUTRAL: Mapping[str, tuple[Any, str]] = {
     "add_cross_attention": (False, "only decoders are supported"),
     "partial_rotary_factor": (1.0, "whole heads are rotated"),
     "rope_interleaved": (False, "rotary halves are split, not interleaved"),
+    "router_jitter_noise": (0.0, "the router's inputs are not jittered; set it to 0.0"),
     "use_mrope": (False, "multimodal rotary sections are not supported"),
 }
 """Fields that change the arithmetic at any value but this one, and why they must have it."""

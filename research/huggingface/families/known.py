@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from research.huggingface.families import (
+    deepseek_v3,
     gemma2,
     gemma3,
     glm4,
+    glm4_moe,
     gpt2,
+    gpt_oss,
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from research.huggingface.family import Family, write_architecture
@@ -34,6 +40,12 @@ FAMILIES = {
         olmo2.FAMILY,
         glm4.FAMILY,
         gpt2.FAMILY,
+        mixtral.FAMILY,
+        qwen3_moe.FAMILY,
+        olmoe.FAMILY,
+        gpt_oss.FAMILY,
+        deepseek_v3.FAMILY,
+        glm4_moe.FAMILY,
     )
 }
 """By what `config.json` calls them; the order in which `family_for` tries them."""
