@@ -47,10 +47,24 @@ def kernel_parameters(arch: Architecture, params: Any) -> tuple[int, int]:
     return round(body), round(sum(size for name, size in named if name.startswith(heads)))
 
 
+def active_parameters(arch: Architecture, params: Any) -> int:
+    """Count the parameters that one token may meet: everything, but of the experts only its own.
+
+    The embedding and the head count whole, as they do in "12.9B active" of Mixtral 8x7B; a dense
+    model has all of its parameters active.
+    """
+    named = [
+        (str(path[-1].key), int(np.prod(leaf.shape)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    return round(sum(size * _met(arch, name) for name, size in named))
+
+
 def _met(arch: Architecture, name: str) -> float:
-    """The share of a kernel that one token is multiplied with."""
-    moe = arch.moe
-    return moe.experts_per_token / moe.num_experts if moe and declared(name).bank else 1.0
+    """The share of a parameter that one token meets: of what every expert has its own of, k / E."""
+    moe, axes = arch.moe, declared(name)
+    each = axes.bank or (axes.outputs[:1] == "E" and len(axes.outputs) > 1)
+    return moe.experts_per_token / moe.num_experts if moe and each else 1.0
 
 
 def attention_flops(arch: Architecture, lengths: Lengths) -> Float[np.ndarray, ...]:
