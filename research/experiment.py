@@ -15,6 +15,7 @@ from research.data.pool import Data
 from research.huggingface.pretrained import Pretrained
 from research.models.architecture import Architecture
 from research.models.compute import Compute
+from research.models.moe.balancing import Balancing
 
 
 @part
@@ -47,6 +48,7 @@ class Update:
     schedule: Schedule
     max_gradient_norm: float | None
     micro_batches: int
+    balancing: Balancing | None = None
 
 
 @part
@@ -60,6 +62,7 @@ class Experiment:
       micro_batches: gradient accumulation; the batch's rows are split into so many.
       max_gradient_norm: clip the global norm to this; None: no clipping.
       max_withheld: non-finite updates that are tolerated in the whole run.
+      balancing: how the selection bias of routers follows their load; None: it stays.
       sinks: where metrics go besides JSONL and TensorBoard (`research/report/sinks.py`).
       max_leaked_fraction: share of the pool that may equal an evaluator's items.
       schedule_spans_round: fractions of the schedule refer to the round, not to the run.
@@ -75,6 +78,7 @@ class Experiment:
     objective: Objective
     optimizer: Optimizer
     schedule: Schedule
+    balancing: Balancing | None = None
     curriculum: Curriculum
     clock: Clock
     micro_batches: int = 1
@@ -144,4 +148,5 @@ class Experiment:
             schedule=self.schedule,
             max_gradient_norm=self.max_gradient_norm,
             micro_batches=self.micro_batches,
+            balancing=self.balancing,
         )

@@ -94,7 +94,7 @@ class RouterStatistics:
       entropy_B: sum over tokens of the distribution's entropy, nats.
       dropped_B: assignments that the dispatch dropped.
       tokens_B: real tokens.
-      chosen_BTA: the experts of each token, -1 where none.
+      chosen_BTA: the experts of each token, -1 where none; None once rows were added up.
       balanced_BE: tokens times the selection bias that would have balanced this row, for the
         router that says so (`QuantileBalanced`), or None.
     """
@@ -107,6 +107,19 @@ class RouterStatistics:
     tokens_B: Float[Array, "*L B"]
     chosen_BTA: Int[Array, "*L B T A"] | None = None
     balanced_BE: Float[Array, "*L B E"] | None = None
+
+    def summed(self) -> RouterStatistics:
+        """Add the rows up: the same sums with one row, which add over micro-batches by leaf."""
+        by_expert = {"load_BE", "probability_BE", "balanced_BE"}
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return RouterStatistics(
+            **{
+                name: value
+                if value is None
+                else value.sum(-2 if name in by_expert else -1, keepdims=True)
+                for name, value in (held | {"chosen_BTA": None}).items()
+            }
+        )
 
 
 def summed(router: dict[str, RouterStatistics] | None) -> dict[str, RouterStatistics] | None:

@@ -13,6 +13,7 @@ from research.core.layout import Placement
 from research.core.weights import contract, value_of
 from research.models.architecture import Architecture
 from research.models.feedforward import FeedForward, biased
+from research.models.moe.experts import MixtureOfExperts
 from research.models.norms import layer_norm, rms_norm
 from research.models.parameters import parameter
 
@@ -130,7 +131,8 @@ class Block(nnx.Module):
         self.arch, self.place, self.sparse = arch, place, sparse
         attention = Attention if arch.latent is None else LatentAttention
         self.attention = attention(jax.random.fold_in(key, 0), arch, place)
-        self.ffw = FeedForward(jax.random.fold_in(key, 1), arch, place)
+        feed_forward = MixtureOfExperts if sparse else FeedForward
+        self.ffw = feed_forward(jax.random.fold_in(key, 1), arch, place)
         for branch in ("attention", "ffw"):
             for name in norm_names(arch, branch):
                 drawn = parameter(name, key, arch.sizes, norm_offset=arch.norm_offset)

@@ -13,6 +13,8 @@ from research.core.parts import part, require
 from research.models.attention.automatic import Automatic
 from research.models.attention.sharded import Sharded
 from research.models.attention.visibility import AttentionBackend
+from research.models.moe.automatic import dispatch_for
+from research.models.moe.dispatch import Dispatch
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -34,6 +36,8 @@ class Compute:
       vocabulary_chunk: positions a row whose logits exist at once; None: all.
       scoring_rows: rows that the curriculum's scorer runs at once; changes no score.
       unroll: run layers as separate programs instead of one scan.
+      dispatch: how tokens reach their experts; None: dropless, over the mesh where it has an axis
+        for experts.
     """
 
     dtype: str = "float32"
@@ -43,6 +47,7 @@ class Compute:
     vocabulary_chunk: int | None = None
     unroll: bool = False
     scoring_rows: int = 32
+    dispatch: Dispatch | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -67,6 +72,10 @@ class Compute:
         """Give the attention back-end for a placement (never for the machine that compiles)."""
         backend = self.attention or Automatic(platform=place.platform)
         return backend if place.mesh.size == 1 else Sharded(backend, place)
+
+    def dispatch_on(self, place: Placement) -> Dispatch:
+        """Give the dispatch of experts for a placement."""
+        return self.dispatch or dispatch_for(place)
 
     def rematerialise(self, body: Callable) -> Callable:
         """Wrap a layer so that its backward pass keeps what the policy names."""

@@ -21,11 +21,14 @@ from research.models.attention.cached import attend_cached
 from research.models.attention.visibility import Visibility
 from research.models.block import Block, norm_names, normalise
 from research.models.compute import Compute
+from research.models.feedforward import FeedForward
 from research.models.generate import generate
+from research.models.moe.routing import Tokens
 from research.models.parameters import parameter
 from research.models.rope import Rope
 
 Params = Any
+NOISE = "noise"  # where a parameter tree carries the key of a noisy router
 
 
 @record
@@ -108,16 +111,21 @@ class Transformer:
         def mix(seen: Visibility, _: Any, query, key, value, sinks) -> tuple[jax.Array, None]:
             return self._attend(query, key, value, seen, sinks), None
 
-        seen, router = _seen(batch), {}
+        seen, routed = _seen(batch), {}
         x_BTD, turns = self._embed(params, batch.tokens_BT, seen)
-        feed = self._feeder(batch.tokens_BT, seen)
+        feed = self._feeder(batch.tokens_BT, seen, params.get(NOISE))
         for stage in self.arch.stages():
             body = functools.partial(self._period, stage, turns, seen, mix, feed)
             body = self.compute.rematerialise(body)
-            layers = {stack.name: (params["layers"][stack.name], None) for stack in stage}
-            x_BTD, (_, routed) = self.compute.repeat(body, x_BTD, layers, stage[0].count)
-            router |= {name: seen for name, seen in routed.items() if seen is not None}
-        return self._output(params, x_BTD, router or None)
+            layers = {s.name: (params["layers"][s.name], jnp.asarray(s.layers)) for s in stage}
+            x_BTD, (_, found) = self.compute.repeat(body, x_BTD, layers, stage[0].count)
+            routed |= {name: held for name, held in found.items() if held is not None}
+        return self._output(params, x_BTD, routed or None)
+
+    def with_noise(self, params: Params, key: jax.Array) -> Params:
+        """Give parameters that carry the key of a noisy router's noise; others as they are."""
+        noisy = self.arch.moe is not None and self.arch.moe.router.needs_noise
+        return params | {NOISE: key} if noisy else params
 
     def prefill(self, params: Params, prompts: Batch, num_slots: int) -> tuple[Output, Cache]:
         """Run whole prompts at once, and keep their keys and values in the first T slots."""
@@ -306,11 +314,22 @@ class Transformer:
         turns = {rope: rope.cos_sin(positions_BT, segments_BT, arch.rotary_dim) for rope in ropes}
         return self.place.constrain(x_BTD, "BTD"), turns
 
-    def _feeder(self, tokens_BT: jax.Array, seen: Visibility) -> Callable:
-        """Give what runs a layer's feed-forward: `feed(ffw, x_BTD) -> (out_BTD, routed)`."""
+    def _feeder(self, tokens_BT: jax.Array, seen: Visibility, key: Any = None) -> Callable:
+        """Give what runs a layer's feed-forward: `feed(held, ffw, x_BTD) -> (out_BTD, routed)`."""
+        if self.arch.moe is None:
+            return lambda held, ffw, x_BTD: (ffw(x_BTD), None)
+        dispatch = self.compute.dispatch_on(self.place)
+        tokens = Tokens(
+            ids_M=tokens_BT.reshape(-1),
+            real_M=seen.query_segments_BT.reshape(-1) > 0,
+            rows=tokens_BT.shape[0],
+        )
 
-        def feed(ffw: Any, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
-            return ffw(x_BTD), None
+        def feed(held: Any, ffw: Any, x_BTD: jax.Array) -> tuple[jax.Array, Any]:
+            if isinstance(ffw, FeedForward):
+                return ffw(x_BTD), None
+            noise = None if key is None else jax.random.fold_in(key, held)
+            return ffw(x_BTD, dataclasses.replace(tokens, key=noise), dispatch)
 
         return feed
 
@@ -334,7 +353,7 @@ class Transformer:
             rope = kind.rope
             turn = (lambda x: x) if rope is None else functools.partial(_turn, rope, turns[rope])
             x_BTD, kept[stack.name], routed[stack.name] = block(
-                x_BTD, turn, functools.partial(mix, local, held), feed
+                x_BTD, turn, functools.partial(mix, local, held), functools.partial(feed, held)
             )
         return x_BTD, (kept, routed)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from research.core.parts import part
 from research.core.protocols import Model
-from research.core.records import Batch, Report, Total, sum_by_example
+from research.core.records import Batch, Report, Total, sum_by_example, summed
 from research.core.vocabulary import token_statistics
 
 
@@ -27,7 +27,8 @@ class CrossEntropy:
 
     def __call__(self, model: Model, params: Any, batch: Batch) -> tuple[Total, Report]:
         """Give the loss as (sum, count) in nats, and sums over the batch and per example."""
-        logprob_BT, entropy_BT = token_statistics(model.apply(params, batch), batch.targets_BT)
+        output = model.apply(params, batch)
+        logprob_BT, entropy_BT = token_statistics(output, batch.targets_BT)
         weights_BT = batch.weights_BT
         seen = {"loss_nats": -logprob_BT} | ({"entropy_nats": entropy_BT} if self.entropy else {})
         sums_BT = {
@@ -38,5 +39,6 @@ class CrossEntropy:
         totals = {name: Total(sum=jnp.sum(v_BT), count=count) for name, v_BT in sums_BT.items()}
         rows = {name: sum_by_example(v_BT, batch) for name, v_BT in sums_BT.items()}
         rows |= {"id": batch.ids_BZ, "tokens": sum_by_example(weights_BT, batch)}
-        report = jax.lax.stop_gradient(Report(totals=totals, rows=rows))
+        router = summed(output.router)
+        report = jax.lax.stop_gradient(Report(totals=totals, rows=rows, router=router))
         return totals["loss_nats"], report

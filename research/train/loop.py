@@ -24,6 +24,7 @@ from research.report.writers import Record
 from research.score.pool import score_pool
 from research.train.prepare import Prepared
 from research.train.profile import profiled
+from research.train.routing import routing
 from research.train.step import (
     Step,
     abstractly,
@@ -270,11 +271,12 @@ def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> No
 def summarise(prepared: Prepared, state: State, cycle: Cycle, report: Report) -> dict[str, Any]:
     """Give the cycle's numbers: means of sums, counts, and FLOPs (scoring's since the start)."""
     totals = report.totals
-    means = {n: np.asarray(t.mean).tolist() for n, t in totals.items() if n != "withheld"}
+    means = {name: float(total.mean) for name, total in totals.items() if name != "withheld"}
     return {
         "round": cycle.round,
         "cycle": cycle.number,
         **means,
+        **routing(prepared.model.arch, report.router),
         "tokens": int(totals["loss_nats"].count),
         "examples": int(np.sum(report.rows["id"] >= 0)),
         "withheld": int(totals["withheld"].sum),

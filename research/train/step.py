@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,13 @@ import jax.numpy as jnp
 from research.core.layout import Placement
 from research.core.protocols import Model, Optimizer, Tree, Tuning
 from research.core.records import Batch, Learner, Report, Total
+from research.core.tree import flatten, unflatten
 from research.experiment import Update
+from research.models.moe.balancing import Balancing
 from research.optimizers.clipping import clip
 
 Step = Callable[..., tuple[Learner, Report]]
+CORRECTION = "router_correction_E"
 
 
 def initialise(place: Placement, update: Update, params: Tree, seed: int) -> tuple[Learner, Tree]:
@@ -122,6 +126,7 @@ def _step(
         gradients, learner.optimizer, learner.trainable, learning_rate
     )
     trainable = jax.tree.map(lambda p, c: (p + c).astype(p.dtype), learner.trainable, changes)
+    trainable = balance(update.balancing, trainable, report)
     sound = jnp.isfinite(norm) & jnp.isfinite(loss)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(sound, new, old))
     learner = Learner(
@@ -136,7 +141,32 @@ def _step(
         "learning_rate": Total(sum=jnp.float32(learning_rate), count=one),
         "withheld": Total(sum=1.0 - sound, count=one),
     }
-    return learner, Report(totals=report.totals | seen, rows=report.rows)
+    return learner, dataclasses.replace(report, totals=report.totals | seen)
+
+
+def balance(balancing: Balancing | None, trainable: Tree, report: Report) -> Tree:
+    """Move the corrections of routers by what this step's routers did, outside the gradient.
+
+    Raises:
+      ValueError: there is nothing to move, or it is not trained.
+    """
+    if balancing is None:
+        return trainable
+    leaves = flatten(trainable)
+    paths = [("layers", stack, "ffw", CORRECTION) for stack in report.router or {}]
+    missing = [".".join(path) for path in paths if path not in leaves]
+    if missing or not paths:
+        raise ValueError(
+            f"balancing={balancing} moves {CORRECTION} of every layer with experts, but "
+            + (f"{missing} is not trained" if paths else "this model is dense")
+            + f"; choose a router with a correction, and train it: Lora(trained=({CORRECTION!r},)),"
+            " or Full()"
+        )
+    for path in paths:
+        assert report.router is not None
+        moved = balancing(leaves[path].astype(jnp.float32), report.router[path[1]])
+        leaves[path] = moved.astype(leaves[path].dtype)
+    return unflatten(leaves)
 
 
 def _gradients(
@@ -146,7 +176,7 @@ def _gradients(
     key = jax.random.fold_in(key, learner.step)
 
     def loss(trainable: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
-        params = update.tuning.join(trainable, frozen, key)
+        params = model.with_noise(update.tuning.join(trainable, frozen, key), key)
         total, report = update.objective(model, params, micro)
         return total.sum, (total, report)
 
@@ -169,6 +199,7 @@ def _gradients(
         report = Report(
             totals=jax.tree.map(lambda x: x.sum(0), reports.totals),
             rows=jax.tree.map(_join, reports.rows),
+            router=jax.tree.map(lambda x: x.sum(0), reports.router),
         )
     share = 1.0 / jnp.maximum(total.count, 1.0)
     mean = jax.tree.map(lambda g: g.astype(jnp.float32) * share, gradients)

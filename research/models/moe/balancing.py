@@ -1,32 +1,28 @@
-"""Balancing without a loss: the correction of a router, moved between steps by what it did.
+"""Balancing without a loss: the correction of a router, moved between steps from what it did.
 
-Both parts are pure functions of arrays, called outside the gradient. What they take adds over rows,
-micro-batches and devices; it may have any leading L, so that a whole stack moves at once.
+Both parts are pure functions of arrays, called outside the gradient. They take what `Router
+Statistics.summed` gives, of any leading L: the corrections of a whole stack move at once.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from research.core.parts import part, require
-from research.core.records import Total
+from research.core.records import RouterStatistics
 
 
 class Balancing(Protocol):
-    """How the selection bias of a router follows its load: a part.
+    """How the selection bias of a router follows its load: a part."""
 
-    Attributes:
-      reads: the total of the step's report that it is given.
-    """
-
-    reads: ClassVar[str]
-
-    def __call__(self, correction_E: Float[Array, "*L E"], seen: Total) -> Float[Array, "*L E"]:
-        """Give the corrections of the next step from the total that it reads."""
+    def __call__(
+        self, correction_E: Float[Array, "*L E"], seen: RouterStatistics
+    ) -> Float[Array, "*L E"]:
+        """Give the corrections of the next step from what all rows of this one did."""
         ...
 
 
@@ -42,16 +38,15 @@ class LossFree:
     Law: at equal loads nothing moves.
     """
 
-    reads: ClassVar[str] = "router_load"
-
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
         require(self, (self.rate > 0, f"rate={self.rate} must be positive"))
 
-    def __call__(self, correction_E: jax.Array, seen: Total) -> jax.Array:
-        """Move each correction one step; `seen` sums `RouterStatistics.load_BE`."""
-        lacking_E = jnp.mean(seen.sum, axis=-1, keepdims=True) - seen.sum
+    def __call__(self, correction_E: jax.Array, seen: RouterStatistics) -> jax.Array:
+        """Move each correction one step; see `Balancing`."""
+        load_E = jnp.sum(seen.load_BE, axis=-2)
+        lacking_E = jnp.mean(load_E, axis=-1, keepdims=True) - load_E
         return correction_E + self.rate * jnp.sign(lacking_E)
 
 
@@ -69,16 +64,24 @@ class QuantileBalance:
     memory: NVIDIA Megatron-LM, pull request 5349.
     """
 
-    reads: ClassVar[str] = "router_balanced"
-
     memory: float = 0.0
 
     def __post_init__(self) -> None:
         require(self, (0 <= self.memory < 1, f"memory={self.memory} must lie in [0, 1)"))
 
-    def __call__(self, correction_E: jax.Array, seen: Total) -> jax.Array:
-        """Solve for the correction; `seen` sums `RouterStatistics.balanced_BE`."""
-        solved_E = seen.sum / jnp.maximum(seen.count, 1.0)
+    def __call__(self, correction_E: jax.Array, seen: RouterStatistics) -> jax.Array:
+        """Solve for the correction; see `Balancing`.
+
+        Raises:
+          ValueError: the router does not say what would balance it.
+        """
+        if seen.balanced_BE is None:
+            raise ValueError(
+                "QuantileBalance needs the router QuantileBalanced, which says what would balance "
+                "it; this one does not: choose LossFree, or that router"
+            )
+        tokens = jnp.sum(seen.tokens_B, axis=-1)[..., None]
+        solved_E = jnp.sum(seen.balanced_BE, axis=-2) / jnp.maximum(tokens, 1.0)
         solved_E = solved_E - jnp.mean(solved_E, axis=-1, keepdims=True)
-        solved_E = jnp.where(seen.count > 0, solved_E, correction_E)
+        solved_E = jnp.where(tokens > 0, solved_E, correction_E)
         return self.memory * correction_E + (1.0 - self.memory) * solved_E
