@@ -146,6 +146,13 @@ class Tensor:
         """Whether nothing else lies in the same foreign tensor."""
         return self.region == tuple(slice(0, size, 1) for size in self.shape)
 
+    @property
+    def outputs(self) -> slice:
+        """The part of the output axis that it fills."""
+        side = self.region[-2 if self.transposed else -1]
+        assert isinstance(side, slice)
+        return side
+
 
 def read_architecture(family: Family, config: Mapping[str, Any], where: str) -> Architecture:
     """Read a whole `config.json` with a family.

@@ -17,91 +17,53 @@ from research.core.axes import declared
 from research.core.tree import Path as TreePath
 from research.core.tree import flatten, unflatten
 from research.huggingface import peft_config
-from research.huggingface.families.known import family_for
-from research.huggingface.family import foreign_of, tensors_of
 from research.huggingface.folder import read_json
+from research.huggingface.peft_modules import (
+    PREFIX,
+    TABLE,
+    Factors,
+    LowRankPair,
+    Module,
+    Part,
+    keys_of,
+    layers_of,
+    parameters_of,
+)
 from research.models.transformer import Params, Transformer
 from research.tuning.lora import Lora, Override, factor_names
-from research.tuning.targets import ALL_LINEAR
+from research.tuning.targets import ALL_LINEAR, means
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-TABLE = ("embed_V_D",)
+SAME = 1e-5  # float32 products in another order
 _SHOWN = 8
 Tensors = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Module:
-    """One foreign layer that can carry an adapter, and the factors of ours that it holds.
-
-    Attributes:
-      name: the foreign module, `model.layers.3.self_attn.q_proj`.
-      path: of our parameter.
-      slot: which entry of its L axis; None for a parameter without one.
-      table: whether it is looked up by token: PEFT keeps other keys for these.
-      mirrored: whether it is the tied head, which holds the table's factors the other way round.
-    """
-
-    name: str
-    path: TreePath
-    slot: int | None
-    table: bool = False
-    mirrored: bool = False
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """The names of the tensors A (rank, in) and B (out, rank)."""
-        if self.table:
-            return f"{PREFIX}{self.name}.lora_embedding_A", f"{PREFIX}{self.name}.lora_embedding_B"
-        return f"{PREFIX}{self.name}.lora_A.weight", f"{PREFIX}{self.name}.lora_B.weight"
-
-    @property
-    def factors(self) -> tuple[TreePath, TreePath]:
-        """Where our factors lie in the trainable tree."""
-        a_name, b_name = factor_names(declared(self.path[-1]))
-        return (*self.path, a_name), (*self.path, b_name)
-
-    def write(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-        """Give the tensors of our factors, stacked or not."""
-        a, b = (a, b) if self.slot is None else (a[self.slot], b[self.slot])
-        rank = a.shape[-1]
-        a, b = a.reshape(-1, rank), b.reshape(rank, -1)
-        pair = (b, a) if self.mirrored else (a.T, b.T)
-        return dict(zip(self.keys, map(np.ascontiguousarray, pair), strict=True))
-
-    def read(self, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
-        """Give A as [in, R] and B as [R, out] of our orientation, float32."""
-        a, b = (tensors[key].astype(np.float32) for key in self.keys)
-        return (b, a) if self.mirrored else (a.T, b.T)
-
-
-def modules_of(model: Transformer) -> tuple[Module, ...]:
-    """List the modules of a model that can carry an adapter, a tied head included."""
-    family, found = family_for(model.arch), []
-    for tensor in tensors_of(family, model.arch, model.abstract()):
-        axes = declared(tensor.path[-1])
-        if axes.is_kernel:
-            name, slot = tensor.name.removesuffix(".weight"), next(iter(tensor.entry), None)
-            found.append(Module(name=name, path=tensor.path, slot=slot, table=axes.is_table))
-    if model.arch.tied_head:
-        head = foreign_of(family.names["head_D_V"]).name.removesuffix(".weight")
-        found.append(Module(name=head, path=TABLE, slot=None, mirrored=True))
-    return tuple(found)
-
-
 def write_adapter(
-    folder: str | Path, model: Transformer, tuning: Lora, trainable: Params, base_name: str = ""
+    folder: str | Path,
+    model: Transformer,
+    tuning: Lora,
+    trainable: Params,
+    base_name: str = "",
+    *,
+    stacked_experts: bool = False,
 ) -> Path:
-    """Write a trained adapter, and read it back to see that it is the same.
+    """Write a trained adapter, and read it back to see that it is the same function.
 
-    On a tied model an adapted embedding adapts the head too: both modules are written.
+    On a tied model an adapted embedding adapts the head too: both modules are written. Parameters
+    that the checkpoint holds in one tensor (query, key and value of Phi-3) get one adapter, whose
+    rank is the sum of theirs.
 
     Args:
       base_name: the model that it adapts: a hub id or a folder.
+      stacked_experts: write experts and routers as PEFT trains them in transformers 5
+        (`target_parameters`). By default each expert gets keys of its own, which vLLM reads, PEFT
+        under transformers 4 too, and PEFT under transformers 5 converts. A family that stores its
+        experts stacked (GPT-OSS) is always written stacked.
 
     Raises:
       FileExistsError: the folder is there and not empty.
+      ValueError: PEFT would read the adapter as another one; the error gives the remedy.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -109,16 +71,17 @@ def write_adapter(
             f"{folder} exists and is not empty; remove it or choose another place"
         )
     factors = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(trainable).items()}
-    modules = modules_of(model)
-    adapted = [module for module in modules if module.factors[0] in factors]
-    tensors: dict[str, np.ndarray] = {}
-    for module in adapted:
-        tensors |= module.write(*(factors[path] for path in module.factors))
-    ranks = {module.name: tuning.rank_and_alpha(module.path) for module in adapted}
-    names = [module.name for module in modules]
-    config = peft_config.write_config(tuning, ranks, names, base_name)
-    if any(module.mirrored for module in adapted):
-        config["ensure_weight_tying"] = True
+    modules = _writable(model, factors, stacked_experts)
+    adapted = [m for m in modules if any(part.factors[0] in factors for part in m.parts)]
+    pairs = {module.name: module.gather(factors, tuning) for module in adapted}
+    config = peft_config.write_config(tuning, adapted, pairs, modules, base_name)
+    tensors = {
+        key: np.ascontiguousarray(value)
+        for module in adapted
+        for key, value in zip(
+            keys_of(adapted)[module.name], module.pack(pairs[module.name]), strict=True
+        )
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -127,18 +90,59 @@ def write_adapter(
     return folder
 
 
-def _require_same(
-    folder: Path, model: Transformer, tuning: Lora, factors: Mapping[TreePath, np.ndarray]
-) -> None:
+def _writable(model: Transformer, factors: Factors, stacked: bool) -> tuple[Module, ...]:
+    """List the modules of a model in the layout that was asked for.
+
+    Raises:
+      ValueError: a leaf is no factor of any of them.
+    """
+    layers, parameters = layers_of(model), parameters_of(model)
+    kernels = _paths((*layers, *parameters))
+    whole = sorted(".".join(path) for path in factors if path[:-1] not in kernels)
+    if whole:
+        raise ValueError(
+            f"{whole[:_SHOWN]} are trained whole, which an adapter does not hold; merge the tuning "
+            "into the weights and save the model"
+        )
+    bare = _paths(parameters)
+    if stacked or not bare <= _paths(layers):
+        return (*(module for module in layers if not bare & _paths([module])), *parameters)
+    return layers
+
+
+def _paths(modules: Iterable[Module]) -> set[TreePath]:
+    return {part.path for module in modules for part in module.parts}
+
+
+def _require_same(folder: Path, model: Transformer, tuning: Lora, factors: Factors) -> None:
+    """See that what was written is read as the same function.
+
+    Raises:
+      RuntimeError: it is not.
+    """
     back, trainable = read_adapter(folder, model)
-    read = flatten(trainable)
-    same = factors.keys() == read.keys() and all(
-        back.rank_and_alpha(path[:-1]) == tuning.rank_and_alpha(path[:-1])
-        and np.array_equal(factors[path], np.asarray(read[path]))
-        for path in factors
-    )
-    if not same or back.rslora != tuning.rslora:
-        raise RuntimeError(f"{folder} does not read back as it was written; do not use it")
+    read = {path: np.asarray(leaf) for path, leaf in flatten(trainable).items()}
+    ours, theirs = _effects(tuning, factors), _effects(back, read)
+    for path in ours.keys() | theirs.keys():
+        expected, found = ours.get(path, np.float32(0)), theirs.get(path, np.float32(0))
+        if np.abs(expected - found).max() > SAME * np.abs(expected).max():
+            raise RuntimeError(
+                f"{folder} does not read back as it was written ({'.'.join(path)}); do not use it"
+            )
+
+
+def _effects(tuning: Lora, factors: Factors) -> dict[TreePath, np.ndarray]:
+    """Send one random input through every adapter."""
+    found = {}
+    for path in {path[:-1] for path in factors}:
+        axes = declared(path[-1])
+        a, b = (factors[*path, name] for name in factor_names(axes))
+        bank, rank = a.shape[: a.ndim - 1 - len(axes.inputs)], a.shape[-1]
+        a, b = a.reshape(*bank, -1, rank), b.reshape(*bank, rank, -1)
+        x = np.random.RandomState(0).standard_normal(a.shape[-2]).astype(np.float32)
+        scale = np.float32(tuning.scale(*tuning.rank_and_alpha(path)))
+        found[path] = scale * ((x @ a)[..., None, :] @ b)[..., 0, :]
+    return found
 
 
 def read_adapter(
@@ -148,7 +152,8 @@ def read_adapter(
 
     Strict where PEFT only warns: every tensor that the config asks for is there, none is left over.
     A layer that the adapter leaves out gets factors of zero; ranks and alphas that differ by layer
-    are padded and folded into B. The model is the same function.
+    are padded and folded into B; parameters that share one adapter get its A each, and their own
+    rows of B. The model is the same function.
 
     Args:
       params: the model's weights, to be compared with the copies of embedding and head that PEFT
@@ -191,15 +196,12 @@ class Adapter:
     """An adapter folder that fits its model: what was read, before it is ours.
 
     Attributes:
-      modules: what it adapts, a tied head included.
-      ranks: module name -> (rank, alpha).
+      modules: what it adapts, a tied head included, each with its tensors.
       one_head: False where embedding and head of a tied model have different adapters.
     """
 
     config: Mapping[str, Any]
-    modules: tuple[Module, ...]
-    ranks: Mapping[str, tuple[int, float]]
-    tensors: Tensors
+    modules: tuple[tuple[Module, LowRankPair], ...]
     one_head: bool
 
 
@@ -211,35 +213,50 @@ def _open(folder: Path, model: Transformer, params: Params | None) -> Adapter:
             )
     config, where = read_json(folder / CONFIG_NAME), folder / WEIGHTS_NAME
     peft_config.require_supported(config, folder / CONFIG_NAME)
-    modules = _targets(config, model)
+    modules = _targets(config, model, folder / CONFIG_NAME)
+    keys = keys_of(modules)
     tensors = _without_base(load_file(where), modules, params, where)
-    _require_keys(tensors, modules, where)
+    _require_keys(tensors, {key for pair in keys.values() for key in pair}, where)
     ranks = {module.name: peft_config.rank_and_alpha(config, module.name) for module in modules}
-    _require_shapes(tensors, modules, ranks, model, where)
-    one_head = not model.arch.tied_head or _ends_agree(tensors, modules, ranks)
-    return Adapter(config=config, modules=modules, ranks=ranks, tensors=tensors, one_head=one_head)
+    _require_shapes(tensors, modules, keys, ranks, where)
+    pairs = tuple(
+        (module, module.unpack([tensors[key] for key in keys[module.name]], *ranks[module.name]))
+        for module in modules
+    )
+    one_head = not model.arch.tied_head or _ends_agree(pairs)
+    return Adapter(config=config, modules=pairs, one_head=one_head)
 
 
-def _ends_agree(
-    tensors: Tensors, modules: Sequence[Module], ranks: Mapping[str, tuple[int, float]]
-) -> bool:
+def _ends_agree(modules: Iterable[tuple[Module, LowRankPair]]) -> bool:
     """Whether the two ends of a tied model have one adapter, or none."""
-    ends = [module for module in modules if module.path == TABLE]
-    if not ends:
-        return True
-    if len(ends) != 2 or ranks[ends[0].name] != ranks[ends[1].name]:
-        return False
-    pairs = zip(ends[0].read(tensors), ends[1].read(tensors), strict=True)
-    return all(np.array_equal(table, head) for table, head in pairs)
+    ends = [pair for module, pair in modules if module.parts[0].path == TABLE]
+    if len(ends) != 2:
+        return not ends
+    one, other = ends
+    return (
+        (one.rank, one.alpha) == (other.rank, other.alpha)
+        and np.array_equal(one.a_ERI, other.a_ERI)
+        and np.array_equal(one.b_EOR, other.b_EOR)
+    )
 
 
-def _targets(config: Mapping[str, Any], model: Transformer) -> tuple[Module, ...]:
-    """List the modules that the config adapts; a tied head follows its table if it says so."""
-    modules = modules_of(model)
-    chosen = [module for module in modules if peft_config.is_target(config, module.name)]
-    if config.get("ensure_weight_tying") and any(module.table for module in chosen):
-        chosen += [module for module in modules if module.mirrored and module not in chosen]
-    return tuple(chosen)
+def _targets(config: Mapping[str, Any], model: Transformer, where: Path) -> tuple[Module, ...]:
+    """List the modules that the config adapts; a tied head follows its table if it says so.
+
+    Raises:
+      ValueError: experts are adapted both one by one and stacked.
+    """
+    layers = layers_of(model)
+    chosen = [module for module in layers if peft_config.is_target(config, module.name)]
+    if config.get("ensure_weight_tying") and any(m.parts[0].path == TABLE for m in chosen):
+        chosen += [module for module in layers if module.mirrored and module not in chosen]
+    bare = [m for m in parameters_of(model) if peft_config.is_target_parameter(config, m.name)]
+    if twice := sorted(".".join(path) for path in _paths(chosen) & _paths(bare)):
+        raise ValueError(
+            f"{where} adapts {twice[:_SHOWN]} both by target_modules and by target_parameters; "
+            "expected one of the two"
+        )
+    return (*chosen, *bare)
 
 
 def _without_base(
@@ -248,11 +265,11 @@ def _without_base(
     """Drop the copies of base weights, which must be the model's own."""
     held = dict(tensors)
     for module in modules:
-        copy = held.pop(f"{PREFIX}{module.name}.base_layer.weight", None)
-        if copy is None or params is None or module.slot is not None:
+        copy, part = held.pop(f"{PREFIX}{module.name}.base_layer.weight", None), module.parts[0]
+        if copy is None or params is None or part.entry:
             continue
-        ours = np.asarray(params[module.path[0]])
-        ours = ours if module.path == TABLE else ours.T
+        ours = np.asarray(params[part.path[0]])
+        ours = ours if declared(part.path[0]).is_table else ours.T
         if copy.shape != ours.shape or not np.array_equal(ours.astype(copy.dtype), copy):
             raise ValueError(
                 f"{where} stores another {module.name}.weight {copy.shape} than the model's "
@@ -262,8 +279,7 @@ def _without_base(
     return held
 
 
-def _require_keys(tensors: Tensors, modules: Sequence[Module], where: Path) -> None:
-    expected = {key for module in modules for key in module.keys}
+def _require_keys(tensors: Tensors, expected: set[str], where: Path) -> None:
     missing, extra = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
 
     def listed(kind: str, names: list[str], others: Iterable[str]) -> list[str]:
@@ -284,18 +300,16 @@ def _require_keys(tensors: Tensors, modules: Sequence[Module], where: Path) -> N
 def _require_shapes(
     tensors: Tensors,
     modules: Sequence[Module],
+    keys: Mapping[str, tuple[str, str]],
     ranks: Mapping[str, tuple[int, float]],
-    model: Transformer,
     where: Path,
 ) -> None:
-    leaves, problems = flatten(model.abstract()), []
-    for module in modules:
-        _, inputs, outputs = declared(module.path[-1]).matrix(leaves[module.path].shape)
-        inputs, outputs = (outputs, inputs) if module.mirrored else (inputs, outputs)
-        rank = ranks[module.name][0]
-        for key, shape in zip(module.keys, ((rank, inputs), (outputs, rank)), strict=True):
-            if tensors[key].shape != shape:
-                problems.append(f"{key} is {tensors[key].shape}, expected {shape}")
+    problems = [
+        f"{key} is {tensors[key].shape}, expected {shape}"
+        for module in modules
+        for key, shape in zip(keys[module.name], module.shapes(ranks[module.name][0]), strict=True)
+        if tensors[key].shape != shape
+    ]
     if problems:
         raise ValueError(
             f"{where} does not fit its config (r, rank_pattern) or this model: "
@@ -304,19 +318,20 @@ def _require_shapes(
 
 
 def _assemble(adapter: Adapter, model: Transformer) -> tuple[Lora, Params]:
-    """Say as a tuning what was read, and stack the factors over L."""
-    leaves, kernels = flatten(model.abstract()), {module.path for module in modules_of(model)}
-    held: dict[TreePath, list[Module]] = {}
-    for module in adapter.modules:
-        if not module.mirrored:
-            held.setdefault(module.path, []).append(module)
-    largest = {path: max(adapter.ranks[m.name] for m in found) for path, found in held.items()}
+    """Say as a tuning what was read, and stack the factors over layers and experts."""
+    leaves = flatten(model.abstract())
+    kernels = _paths((*layers_of(model), *parameters_of(model)))
+    held: dict[TreePath, list[tuple[Part, LowRankPair]]] = {}
+    for module, pair in adapter.modules:
+        for part, own in module.scatter(pair, bool(adapter.config.get("use_rslora"))):
+            if not module.mirrored:
+                held.setdefault(part.path, []).append((part, own))
+    largest = {path: max((own.rank, own.alpha) for _, own in found) for path, found in held.items()}
     tuning = _tuning(adapter.config, largest, kernels)
     factors: dict[TreePath, np.ndarray] = {}
     for path, found in held.items():
-        parts = [(m.slot or 0, adapter.ranks[m.name], *m.read(adapter.tensors)) for m in found]
-        pair = _stack(tuning, path, leaves[path].shape, parts)
-        factors |= dict(zip(found[0].factors, pair, strict=True))
+        pair = _stack(tuning, path, leaves[path].shape, found)
+        factors |= dict(zip(found[0][0].factors, pair, strict=True))
     tree = unflatten(factors)
     return tuning, jax.device_put(tree, model.place.weights(tree))
 
@@ -346,27 +361,31 @@ def _tuning(
 
 
 def _stack(
-    tuning: Lora, path: TreePath, shape: tuple[int, ...], parts: Iterable[tuple]
+    tuning: Lora,
+    path: TreePath,
+    shape: tuple[int, ...],
+    parts: Iterable[tuple[Part, LowRankPair]],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fill the factors of one parameter; layers of another rank or alpha keep scale A B."""
     axes, (rank, alpha) = declared(path[-1]), tuning.rank_and_alpha(path)
-    stacks, inputs, outputs = axes.matrix(shape)
-    a = np.zeros((stacks, inputs, rank), np.float32)
-    b = np.zeros((stacks, rank, outputs), np.float32)
-    for slot, (own_rank, own_alpha), own_a, own_b in parts:
-        ratio = tuning.scale(own_rank, own_alpha) / tuning.scale(rank, alpha)
-        a[slot, :, :own_rank] = own_a
-        b[slot, :own_rank] = own_b * np.float32(ratio)
     split = len(shape) - len(axes.outputs)
-    stack = shape[: split - len(axes.inputs)]
-    return a.reshape(*shape[:split], rank), b.reshape(*stack, rank, *shape[split:])
+    bank, inputs, outputs = shape[: split - len(axes.inputs)], shape[:split], shape[split:]
+    _, num_inputs, num_outputs = axes.matrix(shape)
+    a = np.zeros((*bank, num_inputs, rank), np.float32)
+    b = np.zeros((*bank, rank, num_outputs), np.float32)
+    for part, own in parts:
+        ratio = tuning.scale(own.rank, own.alpha) / tuning.scale(rank, alpha)
+        own_a, own_b = own.a_ERI.swapaxes(1, 2), own.b_EOR.swapaxes(1, 2) * np.float32(ratio)
+        a[part.entry][..., : own.rank] = own_a if a[part.entry].ndim == 3 else own_a[0]
+        b[part.entry][..., : own.rank, :] = own_b if b[part.entry].ndim == 3 else own_b[0]
+    return a.reshape(*inputs, rank), b.reshape(*bank, rank, *outputs)
 
 
 def _named(paths: Iterable[TreePath], kernels: Iterable[TreePath]) -> tuple[str, ...]:
     """Say paths as targets, as shortly as they can be said."""
-    paths, layers = set(paths), {path for path in kernels if path[0] == "layers"}
-    whole = (ALL_LINEAR,) if layers <= paths else ()
-    rest = paths - layers if whole else paths
+    paths, linear = set(paths), {path for path in kernels if means(ALL_LINEAR, path)}
+    whole = (ALL_LINEAR,) if linear <= paths else ()
+    rest = paths - linear if whole else paths
 
     def shortest(path: TreePath) -> str:
         kin = {other for other in kernels if other[-1] == path[-1]}

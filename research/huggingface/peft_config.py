@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.huggingface.peft_modules import LowRankPair, Module
 from research.tuning.lora import Lora
 
 PEFT_VERSION = "0.21.2"  # whose fields these are
 _READ = (
     "peft_type", "r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern",
     "alpha_pattern", "lora_dropout", "exclude_modules", "layers_to_transform", "init_lora_weights",
-    "ensure_weight_tying",
+    "ensure_weight_tying", "target_parameters",
 )  # fmt: skip
 _WITHOUT_EFFECT = (
-    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode",
+    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config",
+    "fan_in_fan_out", "inference_mode",
     "layers_pattern", "loftq_config", "lora_ga_config", "megatron_core", "peft_version",
     "qalora_group_size", "revision", "runtime_config", "task_type",
 )  # fmt: skip
@@ -24,14 +26,25 @@ _INITIAL_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")  # those that 
 
 
 def write_config(
-    tuning: Lora, ranks: Mapping[str, tuple[int, float]], names: list[str], base_name: str
+    tuning: Lora,
+    adapted: Sequence[Module],
+    pairs: Mapping[str, LowRankPair],
+    modules: Sequence[Module],
+    base_name: str,
 ) -> dict[str, Any]:
     """Give the fields that PEFT needs, and those that differ from its defaults.
 
     Args:
-      ranks: adapted module -> its rank and alpha.
-      names: all modules that could be adapted.
+      pairs: the adapter of each adapted module.
+      modules: all modules that could be adapted.
     """
+
+    def chosen(values: Mapping[str, Any], *, parameter: bool) -> dict[str, Any]:
+        names = [module.name for module in modules if module.parameter == parameter]
+        own = {name: values[name] for name in names if name in values}
+        return _shorten(own, names, least=1 + parameter)
+
+    targets = dict.fromkeys(pairs, True)
     config: dict[str, Any] = {
         "base_model_name_or_path": base_name or None,
         "bias": "none",
@@ -41,15 +54,22 @@ def write_config(
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
         "r": tuning.rank,
-        "target_modules": sorted(_shorten(dict.fromkeys(ranks, True), names)),
+        "target_modules": sorted(chosen(targets, parameter=False)),
         "task_type": "CAUSAL_LM",
         "use_rslora": tuning.rslora,
     }
-    patterns = {
-        "rank_pattern": {name: r for name, (r, _) in ranks.items() if r != tuning.rank},
-        "alpha_pattern": {name: _number(a) for name, (_, a) in ranks.items() if a != tuning.alpha},
-    }
-    return config | {key: _shorten(held, names) for key, held in patterns.items() if held}
+    if any(module.parameter for module in adapted):
+        config["target_parameters"] = sorted(chosen(targets, parameter=True))
+    if any(module.conv for module in adapted if not module.parameter):
+        config["fan_in_fan_out"] = True
+    if any(module.mirrored for module in adapted):
+        config["ensure_weight_tying"] = True
+    ranks = {name: p.rank for name, p in pairs.items() if p.rank != tuning.rank}
+    alphas = {name: _number(p.alpha) for name, p in pairs.items() if p.alpha != tuning.alpha}
+    for field, held in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if held:
+            config[field] = chosen(held, parameter=False) | chosen(held, parameter=True)
+    return config
 
 
 def _number(value: float) -> int | float:
@@ -57,14 +77,26 @@ def _number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _shorten(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Say `q_proj` once where every q_proj of the model has the same value."""
-    short: dict[str, Any] = {}
-    for name, value in values.items():
-        last = name.rpartition(".")[2]
-        kin = [other for other in names if other.rpartition(".")[2] == last]
-        short[last if all(values.get(other) == value for other in kin) else name] = value
-    return short
+def _shorten(values: Mapping[str, Any], names: Iterable[str], least: int) -> dict[str, Any]:
+    """Say `q_proj` once where every q_proj of the model has the same value.
+
+    The ends of names that are tried have `least` words or more, the first of them no number.
+    """
+
+    def ends(name: str) -> Iterator[str]:
+        words = name.split(".")
+        for start in range(len(words) - least, -1, -1):
+            if not words[start].isdigit():
+                yield ".".join(words[start:])
+
+    kin: dict[str, set[Any]] = {}
+    for name in names:
+        for end in ends(name):
+            kin.setdefault(end, set()).add(values.get(name))
+    return {
+        next(end for end in ends(name) if len(kin[end]) == 1): value
+        for name, value in values.items()
+    }
 
 
 def require_supported(config: Mapping[str, Any], where: Path) -> None:
@@ -77,6 +109,7 @@ def require_supported(config: Mapping[str, Any], where: Path) -> None:
         f"{name} is missing (PEFT would silently take a default)"
         for name in ("peft_type", "r", "lora_alpha", "target_modules")
         if config.get(name) is None
+        and not (name == "target_modules" and config.get("target_parameters"))
     ]
     if config.get("peft_type", "LORA") != "LORA":
         problems.append(f"peft_type={config['peft_type']!r} is not supported, only LORA is")
@@ -101,7 +134,7 @@ def is_target(config: Mapping[str, Any], name: str) -> bool:
             return bool(re.fullmatch(wanted, name))
         return any(name == one or name.endswith(f".{one}") for one in wanted or ())
 
-    targets, layers = config["target_modules"], config.get("layers_to_transform")
+    targets, layers = config.get("target_modules") or (), config.get("layers_to_transform")
     layer = re.search(r"\.(\d+)\.", name)
     if named(config.get("exclude_modules")):
         return False
@@ -111,6 +144,12 @@ def is_target(config: Mapping[str, Any], name: str) -> bool:
         layers = (layers,) if isinstance(layers, int) else layers
         return layer is not None and int(layer[1]) in layers and named(targets)
     return named(targets)
+
+
+def is_target_parameter(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the config adapts the bare parameter `name`; layers and exclusions do not count."""
+    targets = config.get("target_parameters") or ()
+    return any(name == one or name.endswith(f".{one}") for one in targets)
 
 
 def rank_and_alpha(config: Mapping[str, Any], name: str) -> tuple[int, float]:

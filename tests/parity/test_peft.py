@@ -208,9 +208,9 @@ def test_an_adapter_of_some_layers_names_its_modules_one_by_one(tmp_path):
     write_adapter(tmp_path / "adapter", model, tuning, factors)
     assert read_adapter(tmp_path / "adapter", model)[0] == tuning
     config = json.loads((tmp_path / "adapter" / CONFIG_NAME).read_text())
-    rest = ["model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj"]
+    rest = ["layers.1.mlp.up_proj", "layers.2.mlp.up_proj"]
     assert config["target_modules"] == ["k_proj", *rest]
-    names = ["model.layers.1.self_attn.k_proj", "model.layers.2.self_attn.k_proj"]
+    names = ["layers.1.self_attn.k_proj", "layers.2.self_attn.k_proj"]
     assert config["rank_pattern"] == dict.fromkeys(names, 2)
 
 
