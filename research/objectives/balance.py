@@ -158,7 +158,7 @@ class Balanced:
             name: jax.lax.stop_gradient(Total(sum=value * total.count, count=total.count))
             for name, value in values.items()
         }
-        report = Report(totals=report.totals | reported, rows=report.rows)
+        report = dataclasses.replace(report, totals=report.totals | reported)
         return Total(sum=total.sum + added * total.count, count=total.count), report
 
 
