@@ -16,7 +16,7 @@ from research.core.records import Batch
 from research.huggingface.folder import load, open_folder
 from research.models.compute import Compute
 from research.models.transformer import Transformer
-from tests.parity.make_oracles import CASES, write_checkpoint
+from tests.parity.checkpoints import CASES, write_checkpoint
 
 STORIES = Path(__file__).parents[2] / "experiments" / "assets" / "stories260k"
 PUBLISHED = (
