@@ -38,6 +38,8 @@ class Compute:
       unroll: run layers as separate programs instead of one scan.
       dispatch: how tokens reach their experts; None: dropless, over the mesh where it has an axis
         for experts.
+      scoring_dispatch: that of scoring, evaluation and decoding, which refuse a dispatch that makes
+        rows depend on one another; None: as in training.
     """
 
     dtype: str = "float32"
@@ -48,6 +50,7 @@ class Compute:
     unroll: bool = False
     scoring_rows: int = 32
     dispatch: Dispatch | None = None
+    scoring_dispatch: Dispatch | None = None
 
     def __post_init__(self) -> None:
         require(

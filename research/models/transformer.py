@@ -270,6 +270,18 @@ class Transformer:
         """Continue one prompt a row; see `research/models/generate.py`."""
         return generate(self, params, prompts, sampling, stop_ids, key_B, statistic=statistic)
 
+    def for_scoring(self) -> Transformer:
+        """Give the model that scores, is evaluated and decodes: with the dispatch for these.
+
+        Raises:
+          ValueError: its router or its dispatch makes rows depend on one another.
+        """
+        dispatch = self.compute.scoring_dispatch or self.compute.dispatch
+        compute = dataclasses.replace(self.compute, dispatch=dispatch)
+        model = dataclasses.replace(self, compute=compute)
+        model.require_laws("causality", "batch_invariance")
+        return model
+
     def require_laws(self, *laws: str) -> None:
         """Refuse what the router or the dispatch of this model makes wrong.
 
@@ -285,8 +297,8 @@ class Transformer:
                 raise ValueError(
                     f"{part} breaks {' and '.join(broken)}: what a row gets depends on later "
                     "tokens or on other rows, so scoring and cached decoding would be wrong; "
-                    "train with it, and score and decode with another router or dispatch "
-                    "(Dropless() drops nothing)"
+                    "train with it, and score and decode with another router, or with "
+                    "Compute(scoring_dispatch=Dropless()), which drops nothing"
                 )
 
     def _attend(self, query, key, value, seen: Visibility, sinks: Any) -> jax.Array:
@@ -304,7 +316,7 @@ class Transformer:
         """Look tokens up, and give the rotations of their positions."""
         arch, positions_BT = self.arch, seen.query_positions_BT
         segments_BT = seen.query_segments_BT
-        x_BTD = take(params["embed_V_D"], tokens_BT, self.compute.dtype)
+        x_BTD = self._look_up({"embed_V_D": params["embed_V_D"]}, tokens_BT)
         if arch.embed_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(arch.embed_scale, x_BTD.dtype)
         if arch.learned_positions:
@@ -313,6 +325,21 @@ class Transformer:
         ropes = {kind.rope for kind in kinds if kind.rope is not None}
         turns = {rope: rope.cos_sin(positions_BT, segments_BT, arch.rotary_dim) for rope in ropes}
         return self.place.constrain(x_BTD, "BTD"), turns
+
+    def _look_up(self, weights: Params, tokens_BT: jax.Array) -> jax.Array:
+        """Give the embeddings of tokens.
+
+        Left to the compiler, every device looks all rows up in its part of a split table, and adds:
+        the least to move while decoding. With more tokens than the table has rows, the table is
+        gathered, so that memory and traffic do not grow with the number of devices.
+        """
+
+        def look_up(weights: Params, tokens_BT: jax.Array) -> jax.Array:
+            return take(weights["embed_V_D"], tokens_BT, self.compute.dtype)
+
+        if tokens_BT.size < self.arch.vocab_size:
+            return look_up(weights, tokens_BT)
+        return self.place.by_rows(look_up, weights, self.compute.dtype, tokens_BT)
 
     def _feeder(self, tokens_BT: jax.Array, seen: Visibility, key: Any = None) -> Callable:
         """Give what runs a layer's feed-forward: `feed(held, ffw, x_BTD) -> (out_BTD, routed)`."""
@@ -365,7 +392,7 @@ class Transformer:
             ),
             head=params["embed_V_D"] if tied else params["head_D_V"],
             router=router,
-            equation="BTD,VD->BTV" if tied else "BTD,DV->BTV",
+            head_name="embed_V_D" if tied else "head_D_V",
             logit_scale=self.arch.logit_scale,
             soft_cap=self.arch.logit_cap,
             chunk_tokens=self.compute.vocabulary_chunk,

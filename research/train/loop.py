@@ -156,7 +156,7 @@ def open_round(
     if curriculum.scorer is not None and prepared.views is not None and len(ids):
         scored = score_pool(
             curriculum.scorer,
-            prepared.model,
+            prepared.scoring_model,
             experiment.tuning.join(state.learner.trainable, state.frozen),
             prepared.views,
             ids,
@@ -254,9 +254,12 @@ def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
     """Put one batch after the other on the devices, one ahead of the step that runs."""
     data, pool, place = prepared.experiment.data, prepared.pool, prepared.place
     for _, step_rows in steps_of(cycle, rows):
-        filled = [[(x, pool.examples[x]) for x in row] for row in step_rows]
-        batch = pack_batch(filled, data.row_tokens, data.segments)
-        yield jax.device_put(batch, place.batch(batch))
+
+        def build(part: slice, rows: Rows = step_rows) -> Batch:
+            filled = [[(x, pool.examples[x]) for x in row] for row in rows[part]]
+            return pack_batch(filled, data.row_tokens, data.segments)
+
+        yield place.put_rows(len(step_rows), build)
 
 
 def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> None:
@@ -330,7 +333,7 @@ def evaluate_all(
         progress = functools.partial(watch.evaluating, evaluator.name)
         evaluation = evaluate(
             evaluator,
-            prepared.model,
+            prepared.scoring_model,
             params,
             prepared.tokenizer,
             prepared.place,

@@ -31,6 +31,7 @@ class Prepared:
 
     Attributes:
       experiment: as asked for, with the clock that its budget affords.
+      scoring_model: the model as it scores and is evaluated.
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
       leaks: rows of the pool that say much of what an evaluator asks.
@@ -42,6 +43,7 @@ class Prepared:
 
     experiment: Experiment
     model: Transformer
+    scoring_model: Transformer
     place: Placement
     weights: Resolved | None
     source: Mapping[str, Any]
@@ -83,12 +85,14 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     if weights is not None:
         match(open_folder(weights.folder), model)
     scorer = experiment.curriculum.scorer
+    asks = scorer is not None or bool(experiment.evaluators)
     views = None if scorer is None else render_views(scorer, pool)
     flops = step_flops(experiment, model)
     clock = affordable_clock(experiment, model, views, flops)
     return Prepared(
         experiment=vary(experiment, {"clock": clock}),
         model=model,
+        scoring_model=model.for_scoring() if asks else model,
         place=place,
         weights=weights,
         source=describe_source(experiment, weights, architecture),
