@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -173,6 +175,33 @@ class Placement:
 
         return jax.tree.map(sharding, tree)
 
+    def put_rows(self, num_rows: int, build: Callable[[slice], Any]) -> Any:
+        """Put a batch of `num_rows` on the mesh; each process builds only what its devices hold.
+
+        Args:
+          build: gives a range of the rows, as a tree of NumPy arrays whose first axis is B.
+
+        Law: the arrays are the same for any number of processes.
+        """
+        if not self.mesh.is_multi_process:
+            rows = build(slice(0, num_rows))
+            return jax.device_put(rows, self.batch(rows))
+        sharding = self.batch(jax.ShapeDtypeStruct((num_rows,), np.int32))
+        held: Any = sharding.addressable_devices_indices_map((num_rows,)).values()
+        ranges = sorted({index[0].indices(num_rows)[:2] for index in held})
+        built = {start: build(slice(start, stop)) for start, stop in ranges}
+
+        def place(*parts: np.ndarray) -> jax.Array:
+            by_start = dict(zip(built, parts, strict=True))
+
+            def part_at(index: Any) -> np.ndarray:
+                return by_start[index[0].start or 0]
+
+            shape = (num_rows, *parts[0].shape[1:])
+            return jax.make_array_from_callback(shape, sharding, part_at)
+
+        return jax.tree.map(place, *built.values())
+
     def constrain(self, x: jax.Array, letters: str) -> jax.Array:
         """Pin an activation to the layout; the identity on one device."""
         if self.mesh.size == 1:
@@ -182,20 +211,67 @@ class Placement:
             x, NamedSharding(self.mesh, self.spec(letters, x.shape, rules, letters))
         )
 
-    def by_rows(self, function: Callable, weight: Any, *rows: Any) -> Any:
-        """Call `function(weight, *rows)` on each device's own rows, with the whole weight there.
+    def by_rows(self, function: Callable, weights: Any, dtype: Any, *rows: Any) -> Any:
+        """Call `function(weights, *rows)` on each device's own rows, with whole weights there.
 
-        The weight is gathered once and its gradient reduced once. Left to the compiler, a loop that
-        reads a weight in its body reduces the weight's gradient over all devices in every turn.
+        A weight is gathered once, at `dtype`, and its gradient is reduced once, at the weight's own
+        dtype, to the shards that there are. Left to the compiler, a loop that reads a weight in its
+        body reduces the weight's gradient over all devices in every turn.
+
+        Args:
+          weights: a tree whose leaves' names declare their axes. What lies below a name (the parts
+            of a low-rank leaf) comes whole and its gradient is reduced whole.
         """
         if self.num_row_shards == 1:
-            return function(weight, *rows)
+            return function(weights, *rows)
         axes = dict(self.layout.activations)["B"]
+
+        def split(path: tuple, leaf: Any) -> P:
+            name = getattr(path[-1], "key", None)
+            if name is None or axes_of(str(name)) is None:
+                return P()
+            spec = self.weight(str(name), leaf.shape).spec
+            return P(*(_among(axes, entry) for entry in spec))
+
+        specs = jax.tree_util.tree_map_with_path(split, weights)
+
+        def own(shards: Any, *rows: Any) -> Any:
+            whole = jax.tree.map(lambda x, spec: _gathered(spec, dtype, x), shards, specs)
+            return function(whole, *rows)
+
         return jax.shard_map(
-            function,
+            own,
             mesh=self.mesh,
-            in_specs=(P(), *(P(axes) for _ in rows)),
+            in_specs=(specs, *(P(axes) for _ in rows)),
             out_specs=P(axes),
             axis_names=set(axes),
             check_vma=False,
-        )(weight, *rows)
+        )(weights, *rows)
+
+
+def _among(axes: tuple[str, ...], entry: Any) -> Any:
+    """Keep those mesh axes of an entry of a PartitionSpec that are among `axes`."""
+    names = entry if isinstance(entry, tuple) else (entry,)
+    kept = tuple(name for name in names if name in axes)
+    return kept or None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(spec: P, dtype: Any, shard: jax.Array) -> jax.Array:
+    """Gather an array from its shards at `dtype`, inside `shard_map`; it keeps its own dtype."""
+    if not any(spec):
+        return shard
+    x = shard.astype(dtype)
+    for dim, axes in enumerate(spec):
+        x = x if axes is None else jax.lax.all_gather(x, axes, axis=dim, tiled=True)
+    return x.astype(shard.dtype)
+
+
+def _scattered(spec: P, dtype: Any, _: None, bar: jax.Array) -> tuple[jax.Array]:
+    for dim, axes in enumerate(spec):
+        if axes is not None:
+            bar = jax.lax.psum_scatter(bar, axes, scatter_dimension=dim, tiled=True)
+    return (bar,)
+
+
+_gathered.defvjp(lambda spec, dtype, shard: (_gathered(spec, dtype, shard), None), _scattered)

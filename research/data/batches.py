@@ -67,3 +67,13 @@ def single_batch(
     rows = [[(int(x), example)] for x, example in zip(ids, examples, strict=True)]
     rows += [[] for _ in range(num_rows - len(rows))]
     return pack_batch(rows, row_tokens, 1)
+
+
+def single_rows(
+    examples: Sequence[Example], ids: Sequence[int], row_tokens: int, part: slice
+) -> Batch:
+    """Lay out a range of a batch's rows, one example a row; rows beyond the examples are padding.
+
+    Shapes: B = part.stop - part.start.
+    """
+    return single_batch(examples[part], ids[part], part.stop - part.start, row_tokens)

@@ -16,7 +16,7 @@ from research.core.layout import Placement
 from research.core.protocols import Tree
 from research.core.records import Batch
 from research.core.vocabulary import token_statistics
-from research.data.batches import single_batch
+from research.data.batches import single_rows
 from research.data.examples import Example
 from research.data.tokenizer import Tokenizer
 from research.models.transformer import Transformer
@@ -81,8 +81,9 @@ class Subject:
         pending, done = [], 0
         batches = list(batches_of(lengths_X, np.arange(len(examples)), rows, None))
         for number, (ids, bucket) in enumerate(batches):
-            batch = single_batch([examples[x] for x in ids], ids.tolist(), rows, bucket)
-            pending.append((ids, ask(jax.device_put(batch, self.place.batch(batch)))))
+            asked = [examples[x] for x in ids]
+            build = functools.partial(single_rows, asked, ids.tolist(), bucket)
+            pending.append((ids, ask(self.place.put_rows(rows, build))))
             while len(pending) > (IN_FLIGHT if number + 1 < len(batches) else 0):
                 ids, answer = pending.pop(0)
                 yield ids, jax.device_get(answer)

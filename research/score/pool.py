@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from research.core.layout import Placement
 from research.core.protocols import Estimator, Tree
-from research.data.batches import single_batch
+from research.data.batches import single_rows
 from research.models.transformer import Transformer
 from research.score.views import Views, scoring_flops
 
@@ -112,11 +112,8 @@ def score_pool(
                 watch(done, len(ids))
 
     for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
-        batches = tuple(
-            single_batch([view[x] for x in batch_ids], batch_ids.tolist(), rows, bucket)
-            for view in views.examples
-        )
-        batches = jax.device_put(batches, place.batch(batches))
+        shown = functools.partial(_lay_out, views, batch_ids, bucket)
+        batches = place.put_rows(rows, shown)
         score_B = _signal(estimator, model, place, stop_ids, params, batches, key, round_)
         pending.append((batch_ids, score_B))
         collect(IN_FLIGHT)
@@ -133,6 +130,13 @@ def score_pool(
             flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum()),
             seconds=time.perf_counter() - start,
         ),
+    )
+
+
+def _lay_out(views: Views, ids: Int[np.ndarray, " N"], bucket: int, part: slice) -> tuple:
+    """Lay out a range of a batch's rows in each view."""
+    return tuple(
+        single_rows([view[x] for x in ids], ids.tolist(), bucket, part) for view in views.examples
     )
 
 

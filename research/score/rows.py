@@ -15,7 +15,7 @@ from research.core.protocols import Estimator, Tree
 from research.core.records import Batch
 from research.core.vocabulary import token_statistics
 from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
-from research.data.batches import single_batch
+from research.data.batches import single_rows
 from research.data.pool import Pool
 from research.models.transformer import Transformer
 from research.score.pool import Watch, batches_of, score_pool
@@ -91,8 +91,8 @@ def _token_lists(
     rows = -(-rows_per_batch // place.num_row_shards) * place.num_row_shards
     for batch_ids, bucket in batches_of(fed.longest, ids, rows, None):
         examples = [fed.examples[0][x] for x in batch_ids]
-        batch = single_batch(examples, batch_ids.tolist(), rows, bucket)
-        batch = jax.device_put(batch, place.batch(batch))
+        build = functools.partial(single_rows, examples, batch_ids.tolist(), bucket)
+        batch = place.put_rows(rows, build)
         loss_BT, entropy_BT = map(np.asarray, _token_pass(model, place, params, batch))
         for b, (x, example) in enumerate(zip(batch_ids.tolist(), examples, strict=True)):
             last = len(example.tokens) - 1
