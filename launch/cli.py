@@ -11,6 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from launch.on.command import PASSES_ON
+from launch.on.command import launch as launch_command
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -94,6 +97,9 @@ def sweep(
     folder = workdir or Path("runs") / experiment.stem
     run_sweep(load_sweep(experiment, set_, generator), folder, console, command=sys.argv)
     _say(f"finished: {folder}; compare with: maktab report {folder}")
+
+
+app.command("launch", rich_help_panel=RUN, context_settings=PASSES_ON)(launch_command)
 
 
 @app.command(rich_help_panel=RUN)

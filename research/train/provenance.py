@@ -104,7 +104,14 @@ def describe_start(command: list[str]) -> dict[str, Any]:
 
 
 def describe_code(folder: Path) -> Mapping[str, str] | None:
-    """Give the commit and the uncommitted diff of the code that runs, or None outside git."""
+    """Give the commit and the uncommitted diff of the code that runs, or None outside git.
+
+    Code that `maktab launch` sent says so itself; a checkout around it is another one.
+    """
+    sent = folder.parents[1] / "snapshot.json"
+    if sent.is_file():
+        record = _read(sent)
+        return {"commit": record["commit"], "diff": record["diff"]}
 
     def git(*words: str) -> str | None:
         try:
