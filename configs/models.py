@@ -446,11 +446,6 @@ def glm4_9b() -> Architecture:
     )
 
 
-def glm4_32b() -> Architecture:
-    """GLM-4 32B (0414), without biases."""
-    return _glm4(model_dim=6144, num_layers=61, num_heads=48, num_kv_heads=2, ffw_dim=23040)
-
-
 def gpt2() -> Architecture:
     """GPT-2, 124M."""
     return _gpt2(model_dim=768, num_layers=12, num_heads=12)

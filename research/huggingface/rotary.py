@@ -62,7 +62,7 @@ def read_rope(
             f"{fields.where} has rope_scaling={old} and rope_parameters={new}; keep one of them"
         )
     settings = dict(old or new or {})
-    kind = settings.get("rope_type") or settings.get("type")
+    kind = settings.get("rope_type") or settings.get("type") or "default"
     settings |= {"rope_type": (aliases or {}).get(kind, kind)}
     if original_max_positions is not None and settings["rope_type"] in _STRETCHED:
         settings[_ORIGINAL] = original_max_positions
