@@ -26,17 +26,21 @@ class Layout:
       axes: mesh axes with their sizes, in order; one size may be -1, "the devices that are there".
       weights: letter -> mesh axes, for parameters and their optimiser state.
       activations: letter -> mesh axes, for everything that carries B.
+      spare: letter -> mesh axes, in the order of preference: a kernel's letter takes over the axes
+        that `weights` left unused in it, where they divide it.
       overrides: parameter name -> its own letter table, where a name must differ from its letters.
     """
 
     axes: tuple[tuple[str, int], ...] = (("data", 1),)
     weights: tuple[Rule, ...] = ()
     activations: tuple[Rule, ...] = (("B", ("data",)),)
+    spare: tuple[Rule, ...] = ()
     overrides: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.axes]
-        used = {a for _, axes in (*self.weights, *self.activations) for a in axes}
+        rules = (*self.weights, *self.activations, *self.spare)
+        used = {a for _, axes in rules for a in axes}
         used |= {a for _, rules in self.overrides for _, axes in rules for a in axes}
         require(
             self,
@@ -151,7 +155,22 @@ class Placement:
         if axes is None or len(shape) < len(axes.letters):
             return self.replicated
         rules = {**dict(self.layout.weights), **dict(dict(self.layout.overrides).get(name, ()))}
+        if axes.is_kernel:
+            rules = self._with_spare(axes.letters, shape, rules)
         return NamedSharding(self.mesh, self.spec(axes.letters, shape, rules, name))
+
+    def _with_spare(self, letters: str, shape: tuple[int, ...], rules: dict) -> dict:
+        """Add the mesh axes that no letter uses, where a spare letter takes them."""
+        sizes = dict(zip(letters, shape[len(shape) - len(letters) :], strict=True))
+        rules = {letter: rules[letter] for letter in letters if letter in rules}
+        for letter, axes in self.layout.spare:
+            taken = {axis for held in rules.values() for axis in held}
+            for axis in axes:
+                wanted = (*rules.get(letter, ()), axis)
+                shards = math.prod(self.mesh.shape[a] for a in wanted)
+                if axis not in taken and letter in sizes and sizes[letter] % shards == 0:
+                    rules[letter] = wanted
+        return rules
 
     def weights(self, tree: Any) -> Any:
         """Give the shardings of a tree whose leaves' names declare their axes; others replicate."""
@@ -174,6 +193,12 @@ class Placement:
             return NamedSharding(self.mesh, spec)
 
         return jax.tree.map(sharding, tree)
+
+    def put_everywhere(self, tree: Any) -> Any:
+        """Put scalars, keys and the like on every device; all processes give the same."""
+        if not self.mesh.is_multi_process:
+            return jax.device_put(tree, self.replicated)
+        return jax.jit(_same, out_shardings=self.replicated)(tree)
 
     def put_rows(self, num_rows: int, build: Callable[[slice], Any]) -> Any:
         """Put a batch of `num_rows` on the mesh; each process builds only what its devices hold.
@@ -271,7 +296,11 @@ def _scattered(spec: P, dtype: Any, _: None, bar: jax.Array) -> tuple[jax.Array]
     for dim, axes in enumerate(spec):
         if axes is not None:
             bar = jax.lax.psum_scatter(bar, axes, scatter_dimension=dim, tiled=True)
-    return (bar,)
+    return (jax.lax.optimization_barrier(bar),)
 
 
 _gathered.defvjp(lambda spec, dtype, shard: (_gathered(spec, dtype, shard), None), _scattered)
+
+
+def _same(tree: Any) -> Any:
+    return tree
