@@ -47,7 +47,7 @@ def open_rows(
         sources=(source_of(path),),
         rows=rows,
         pack=False,
-        row_tokens=row_tokens or found.model.arch.max_positions,
+        row_tokens=longest_row(found, row_tokens),
         truncate=truncate,
         max_bad_fraction=0.0,
         distinct_ids=False,
@@ -57,6 +57,21 @@ def open_rows(
         return read(data, found.tokenizer, vocab_size=found.model.arch.vocab_size)
     except BadRowsError as error:
         raise refusal(path, error.dropped) from error
+
+
+def longest_row(found: Found, row_tokens: int | None) -> int:
+    """Give the most tokens of a row: as asked for, else as many as the model has positions.
+
+    Raises:
+      ValueError: more are asked for than a table of positions holds.
+    """
+    arch = found.model.arch
+    if row_tokens and arch.longest_text and row_tokens > arch.longest_text:
+        raise ValueError(
+            f"row_tokens={row_tokens}, but the model has a table of {arch.longest_text} positions; "
+            "ask for at most so many"
+        )
+    return row_tokens or arch.max_positions
 
 
 def open_prompts(
@@ -92,7 +107,7 @@ def fit_prompt(prompt: Example, found: Found, *, row_tokens: int | None, truncat
       RowError: it is empty, too long, begins with BOS twice, or holds a token the model lacks.
     """
     tokens, vocab_size = prompt.tokens, found.model.arch.vocab_size
-    limit = row_tokens or found.model.arch.max_positions
+    limit = longest_row(found, row_tokens)
     bos = None if found.tokenizer is None else found.tokenizer.bos_id
     if not len(tokens):
         raise RowError("empty", "the prompt has no token; there is nothing to continue")

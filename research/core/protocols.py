@@ -47,6 +47,11 @@ class Model(Protocol):
         """Run a whole batch at once."""
         ...
 
+    @property
+    def longest_text(self) -> int | None:
+        """The most tokens of one text that can be fed; None: positions do not end."""
+        ...
+
     def prefill(self, params: Tree, prompts: Batch, num_slots: int) -> tuple[Output, Any]:
         """Run whole prompts; give (Output, key/value cache with room for `num_slots` tokens)."""
         ...

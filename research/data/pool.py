@@ -137,6 +137,23 @@ class Pool:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def require_fit(self, longest_text: int | None) -> None:
+        """Refuse examples that a model has no positions for; the last token is never fed.
+
+        Raises:
+          ValueError: there are some; it names the first.
+        """
+        if longest_text is None:
+            return
+        over = np.flatnonzero(self.lengths_X - 1 > longest_text)
+        if len(over):
+            first = self.examples[over[0]]
+            raise ValueError(
+                f"{first.where}: {first.id!r} has {len(first.tokens)} tokens, and {len(over) - 1} "
+                f"more rows are too long; the model has a table of {longest_text} positions. Set "
+                f"row_tokens={longest_text}, with truncate=True to cut what is longer"
+            )
+
     def view(self, x: int, view: View) -> Example:
         """Show one example in a view; the training view is the example itself."""
         return self.views([x], view)[0]

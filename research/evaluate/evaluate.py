@@ -59,6 +59,7 @@ def evaluate(
         eos = None if tokenizer is None else tokenizer.eos_id
         stop_ids = () if eos is None else (eos,)
     pool = opened(evaluator.data, tokenizer, model.arch.vocab_size)
+    pool.require_fit(model.arch.longest_text)
     subject = Subject(
         model=model,
         params=params,

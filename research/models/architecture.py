@@ -258,6 +258,11 @@ class Architecture:
         return (scaling.short_factors, scaling.long_factors) if long else ()
 
     @property
+    def longest_text(self) -> int | None:
+        """The most tokens of one text that can be fed; None: positions do not end."""
+        return self.max_positions if self.learned_positions else None
+
+    @property
     def score_scale(self) -> float:
         """The factor on the scores of attention."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale

@@ -52,7 +52,7 @@ def generate(
     Prompts are fed once; only the logits of each row's last token are made. Then a loop feeds one
     token a row and step, and ends early when no row goes on. Prompts may be padded on either side:
     padding has segment 0, and positions count a row's own tokens. A row that is all padding is
-    finished before it starts.
+    finished before it starts. A row for which the model has no more positions ends there.
 
     Args:
       stop_ids: tokens that end a row; empty: every row gets `max_new_tokens`.
@@ -92,7 +92,8 @@ def generate(
         ),
         cache=cache,
     )
-    add = functools.partial(_add_token, sampling, stop_ids, key_B, statistic)
+    longest = model.longest_text
+    add = functools.partial(_add_token, sampling, stop_ids, longest, key_B, statistic)
     progress = add(progress, output.project(hidden_BTD)[:, 0], cache)
 
     def goes_on(progress: Progress) -> Array:
@@ -114,6 +115,7 @@ def generate(
 def _add_token(
     sampling: Sampling,
     stop_ids: tuple[int, ...],
+    longest: int | None,
     key_B: Array | None,
     statistic: Statistic | None,
     progress: Progress,
@@ -124,6 +126,7 @@ def _add_token(
     step, open_B, seen = progress.step, progress.open_B, progress.seen
     token_B = jnp.where(open_B, choose(logits_BV, sampling, key_B, step), 0)
     stops_B = open_B & jnp.isin(token_B, jnp.asarray(stop_ids, jnp.int32))
+    goes_on_B = ~stops_B if longest is None else ~stops_B & (progress.position_B + 1 < longest)
 
     def note(noted_BN: Array, value_B: Array) -> Array:
         return jax.lax.dynamic_update_slice(noted_BN, value_B[:, None], (0, step))
@@ -135,7 +138,7 @@ def _add_token(
         step=step + 1,
         token_B=token_B,
         position_B=progress.position_B + 1,
-        open_B=open_B & ~stops_B,
+        open_B=open_B & goes_on_B,
         seen=Generated(
             tokens_BN=note(seen.tokens_BN, token_B),
             lengths_B=seen.lengths_B + open_B,

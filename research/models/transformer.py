@@ -242,6 +242,11 @@ class Transformer:
         )
         return self._output(params, x_BTD), cache
 
+    @property
+    def longest_text(self) -> int | None:
+        """The most tokens of one text that can be fed; None: positions do not end."""
+        return self.arch.longest_text
+
     def unstack(self, params: Params) -> Params:
         """Take the layers apart where `extend` unrolls them, so that a loop of it need not."""
         if not self.unrolls_decoding:

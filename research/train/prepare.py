@@ -72,6 +72,7 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     path = tokenizer_path(experiment, weights)
     tokenizer = None if path is None else open_tokenizer(path)
     pool = open_pool(experiment.data, tokenizer, vocab_size=architecture.vocab_size)
+    pool.require_fit(architecture.longest_text)
     leaks = find_leaks(experiment, pool, architecture.vocab_size)
     devices = jax.devices() if devices is None else devices
     place = experiment.layout.on(devices)

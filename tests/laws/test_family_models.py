@@ -2,14 +2,20 @@
 
 import dataclasses
 import functools
+import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from configs import models
+from launch.rows import longest_row
+from research.core.generation import Sampling
 from research.core.layout import Layout
 from research.core.records import Batch
+from research.data.pool import Data, open_pool
+from research.data.sources import Jsonl
 from research.models.architecture import Architecture
 from research.models.compute import Compute
 from research.models.rope import DynamicScaling, LongScaling, Rope
@@ -91,6 +97,44 @@ def test_packed_and_padded_rows_equal_rows_alone(name):
     alone = second[5 : 5 + SHORT]
     np.testing.assert_allclose(packed[LONG:], alone, rtol=0, atol=TOLERANCE)
     assert np.ptp(alone) > 1, "logits near zero would agree by accident"
+
+
+def test_generation_ends_where_a_table_of_positions_does():
+    arch = dataclasses.replace(models.tiny_gpt2(), max_positions=11)
+    model = Transformer(arch, Layout().on(jax.devices()[:1]), Compute())
+    params = drawn(model)
+    prompts = jax.tree.map(lambda leaf: leaf[3:], rows(arch))
+    prompts = dataclasses.replace(prompts, ids_BZ=prompts.ids_BZ[:, :1])
+    cut = dataclasses.replace(prompts, segments_BT=prompts.segments_BT * (np.arange(T) < 8))
+    made = model.generate(params, cut, Sampling(max_new_tokens=9), ())
+    # 8 and 3 tokens: the last new one is predicted from the last position, and not fed
+    assert made.lengths_B.tolist() == [11 - 8 + 1, 11 - 3 + 1]
+    assert not made.finished_B.any()
+
+
+def test_a_pool_with_a_text_beyond_the_table_of_positions_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lengths = {"fits": 12, "long": 13, "longer": 15}
+    lines = [{"id": id, "input_ids": list(range(n))} for id, n in lengths.items()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pool = open_pool(Data(sources=(Jsonl(path=str(path)),), needs_no_text=True), None)
+    with pytest.raises(ValueError, match=r"'long' has 13 tokens, and 1 more .* 11 positions"):
+        pool.require_fit(11)
+    pool.require_fit(14)
+    pool.require_fit(models.tiny_llama().longest_text)
+
+
+def test_rows_longer_than_the_table_of_positions_cannot_be_asked_for():
+    place, compute = Layout().on(jax.devices()[:1]), Compute()
+    gpt2 = SimpleNamespace(model=Transformer(models.tiny_gpt2(), place, compute))
+    llama = SimpleNamespace(model=Transformer(models.tiny_llama(), place, compute))
+    with pytest.raises(ValueError, match=r"row_tokens=33, .* 32 positions"):
+        longest_row(gpt2, 33)
+    assert [longest_row(gpt2, None), longest_row(gpt2, 20), longest_row(llama, 999)] == [
+        32,
+        20,
+        999,
+    ]
 
 
 @pytest.mark.parametrize("name", ["tiny_phi3", "dynamic"])
