@@ -69,7 +69,7 @@ def export(
     try:
         with console.status(f"writing {to}"):
             if isinstance(tuning, Lora) and form == "adapter":
-                write_adapter(draft, model, tuning, trainable, str(folder or ""))
+                write_adapter(draft, model, tuning, trainable, str(folder or ""), source=folder)
             else:
                 merged = merge(tuning, model, trainable, frozen, console)
                 tokenizer = experiment.tokenizer or None

@@ -80,7 +80,7 @@ def find(folder: str, adapter: str | None, dtype: str) -> Found:
     model = Transformer(opened.architecture, layouts.data().on(jax.devices()), compute)
     match(opened, model)
     if adapter is not None:
-        separates_head(adapter, model)
+        separates_head(adapter, model, source=opened.path)
     texts = tokenizer_folder(opened.path)
     tokenizer = None if texts is None else open_tokenizer(str(texts))
     return Found(

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from research.huggingface.families.known import family_for, family_named
 from research.huggingface.family import (
     Family,
     Tensor,
@@ -23,7 +22,7 @@ from research.huggingface.family import (
     tensors_of,
     write_architecture,
 )
-from research.huggingface.folder import INDEX_NAME, SINGLE_NAME, read_json
+from research.huggingface.folder import INDEX_NAME, SINGLE_NAME, family_of, read_json
 from research.models.transformer import Params, Transformer
 
 MAX_SHARD_BYTES = 4 * 10**9
@@ -67,9 +66,9 @@ def save(
             f"{folder} exists and is not empty; remove it or choose another place"
         )
     dtype = dtype or model.compute.param_dtype
-    origin = None if source is None else read_json(Path(source) / "config.json")
-    family = _family(model, origin, source)
-    config = _config(family, model, origin or {}, dtype)
+    origin = {} if source is None else read_json(Path(source) / "config.json")
+    family = family_of(model.arch, source)
+    config = _config(family, model, origin, dtype)
     _require_plain(params)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
@@ -84,12 +83,6 @@ def save(
         shutil.rmtree(temporary)
         raise
     return folder
-
-
-def _family(model: Transformer, origin: dict[str, Any] | None, source: Any) -> Family:
-    if origin is None:
-        return family_for(model.arch)
-    return family_named(origin.get("model_type"), str(source))
 
 
 def _config(

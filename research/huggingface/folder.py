@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from research.huggingface import mxfp4
-from research.huggingface.families.known import family_named
+from research.huggingface.families.known import family_for, family_named
 from research.huggingface.family import (
     Family,
     Names,
@@ -93,6 +94,18 @@ def open_folder(path: str | Path) -> Folder:
         architecture=architecture,
         tensors=stored_tensors(path, config),
     )
+
+
+def family_of(arch: Architecture, source: str | Path | None) -> Family:
+    """Give the family of the folder that a model came from; without one, the first that fits it.
+
+    Raises:
+      FileNotFoundError, ValueError: the folder has no config, or no family is known for it.
+    """
+    if source is None:
+        return family_for(arch)
+    file = Path(source) / "config.json"
+    return family_named(read_json(file).get("model_type"), str(file))
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -364,11 +377,18 @@ class _Reader(contextlib.ExitStack):
         return view[(*region[:-1], slice(last.start, last.stop))][..., :: last.step]
 
 
-def load(folder: Folder | str | Path, model: Transformer) -> Params:
+def load(
+    folder: Folder | str | Path,
+    model: Transformer,
+    held: Mapping[tuple[str, ...], jax.Array] = MappingProxyType({}),
+) -> Params:
     """Read the weights of a folder straight into the shards of a model's placement.
 
     Every shard of every leaf is read by byte range, stacked over L and cast to
     `compute.param_dtype`; the host holds one shard of one leaf at a time.
+
+    Args:
+      held: leaves by their path that are there already, and are not read.
 
     Raises:
       FileNotFoundError, ValueError: as `open_folder` and `match`, before any device is touched.
@@ -381,7 +401,10 @@ def load(folder: Folder | str | Path, model: Transformer) -> Params:
     with _Reader(folder) as reader:
 
         def place(keys: tuple, leaf: Any, sharding: Any) -> jax.Array:
-            tensors = sources[tuple(str(key.key) for key in keys)]
+            path = tuple(str(key.key) for key in keys)
+            if path in held:
+                return held[path]
+            tensors = sources[path]
             return _assemble(
                 leaf, sharding, lambda index: _read_shard(reader, tensors, leaf, index)
             )

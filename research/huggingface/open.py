@@ -30,9 +30,9 @@ def open_model(
     model = Transformer(opened.architecture, place, compute)
     params = load(opened, model)
     if adapter is not None:
-        if separates_head(adapter, model):
+        if separates_head(adapter, model, source=opened.path):
             model, params = untie(model, params)
-        tuning, trainable = read_adapter(adapter, model, params)
+        tuning, trainable = read_adapter(adapter, model, params, source=opened.path)
         params = tuning.join(trainable, params)
     return model, params, tokenizer_folder(opened.path)
 

@@ -17,7 +17,8 @@ from research.core.axes import declared
 from research.core.tree import Path as TreePath
 from research.core.tree import flatten, unflatten
 from research.huggingface import peft_config
-from research.huggingface.folder import read_json
+from research.huggingface.family import Family
+from research.huggingface.folder import family_of, read_json
 from research.huggingface.peft_modules import (
     PREFIX,
     TABLE,
@@ -46,6 +47,7 @@ def write_adapter(
     trainable: Params,
     base_name: str = "",
     *,
+    source: str | Path | None = None,
     stacked_experts: bool = False,
 ) -> Path:
     """Write a trained adapter, and read it back to see that it is the same function.
@@ -55,7 +57,9 @@ def write_adapter(
     rank is the sum of theirs.
 
     Args:
-      base_name: the model that it adapts: a hub id or a folder.
+      base_name: the model that it adapts: a hub id or a folder, said in its config.
+      source: the folder that the model came from, whose family names the modules; None: the first
+        family that can say the architecture.
       stacked_experts: write experts and routers as PEFT trains them in transformers 5
         (`target_parameters`). By default each expert gets keys of its own, which vLLM reads, PEFT
         under transformers 4 too, and PEFT under transformers 5 converts. A family that stores its
@@ -71,10 +75,12 @@ def write_adapter(
             f"{folder} exists and is not empty; remove it or choose another place"
         )
     factors = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(trainable).items()}
-    modules = _writable(model, factors, stacked_experts)
+    family = family_of(model.arch, source)
+    modules = _writable(model, family, factors, stacked_experts)
     adapted = [m for m in modules if any(part.factors[0] in factors for part in m.parts)]
     pairs = {module.name: module.gather(factors, tuning) for module in adapted}
-    config = peft_config.write_config(tuning, adapted, pairs, modules, base_name)
+    names = [module.name for module in layers_of(model, family)]
+    config = peft_config.write_config(tuning, adapted, pairs, names, base_name)
     tensors = {
         key: np.ascontiguousarray(value)
         for module in adapted
@@ -86,17 +92,22 @@ def write_adapter(
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-    _require_same(folder, model, tuning, factors)
+    _require_same(read_adapter(folder, model, source=source), tuning, factors, folder)
     return folder
 
 
-def _writable(model: Transformer, factors: Factors, stacked: bool) -> tuple[Module, ...]:
+def _writable(
+    model: Transformer, family: Family, factors: Factors, stacked: bool
+) -> tuple[Module, ...]:
     """List the modules of a model in the layout that was asked for.
+
+    A layer that is called like those of the experts (`gate_proj` of a shared expert) is named as a
+    parameter: under transformers 5, PEFT takes its name in `target_modules` to mean the experts.
 
     Raises:
       ValueError: a leaf is no factor of any of them.
     """
-    layers, parameters = layers_of(model), parameters_of(model)
+    layers, parameters = layers_of(model, family), parameters_of(model, family)
     kernels = _paths((*layers, *parameters))
     whole = sorted(".".join(path) for path in factors if path[:-1] not in kernels)
     if whole:
@@ -105,24 +116,32 @@ def _writable(model: Transformer, factors: Factors, stacked: bool) -> tuple[Modu
             "into the weights and save the model"
         )
     bare = _paths(parameters)
+    single = [module for module in layers if bare & _paths([module])]
+    words = {module.name.rpartition(".")[2] for module in single}
+    rest = [
+        module.as_parameter() if module.name.rpartition(".")[2] in words else module
+        for module in layers
+        if not bare & _paths([module])
+    ]
     if stacked or not bare <= _paths(layers):
-        return (*(module for module in layers if not bare & _paths([module])), *parameters)
-    return layers
+        return (*rest, *parameters)
+    return (*rest, *single)
 
 
 def _paths(modules: Iterable[Module]) -> set[TreePath]:
     return {part.path for module in modules for part in module.parts}
 
 
-def _require_same(folder: Path, model: Transformer, tuning: Lora, factors: Factors) -> None:
+def _require_same(
+    read_back: tuple[Lora, Params], tuning: Lora, factors: Factors, folder: Path
+) -> None:
     """See that what was written is read as the same function.
 
     Raises:
       RuntimeError: it is not.
     """
-    back, trainable = read_adapter(folder, model)
-    read = {path: np.asarray(leaf) for path, leaf in flatten(trainable).items()}
-    ours, theirs = _effects(tuning, factors), _effects(back, read)
+    read = {path: np.asarray(leaf) for path, leaf in flatten(read_back[1]).items()}
+    ours, theirs = _effects(tuning, factors), _effects(read_back[0], read)
     for path in ours.keys() | theirs.keys():
         expected, found = ours.get(path, np.float32(0)), theirs.get(path, np.float32(0))
         if np.abs(expected - found).max() > SAME * np.abs(expected).max():
@@ -146,7 +165,11 @@ def _effects(tuning: Lora, factors: Factors) -> dict[TreePath, np.ndarray]:
 
 
 def read_adapter(
-    folder: str | Path, model: Transformer, params: Params | None = None
+    folder: str | Path,
+    model: Transformer,
+    params: Params | None = None,
+    *,
+    source: str | Path | None = None,
 ) -> tuple[Lora, Params]:
     """Read an adapter as (tuning, trainable), float32 and in the model's shardings.
 
@@ -158,21 +181,25 @@ def read_adapter(
     Args:
       params: the model's weights, to be compared with the copies of embedding and head that PEFT
         stores beside adapters of these.
+      source: as in `write_adapter`.
 
     Raises:
       FileNotFoundError: a file is missing.
       ValueError: what does not fit, or would change the arithmetic, and the remedy.
     """
-    opened = _open(Path(folder), model, params)
+    family = family_of(model.arch, source)
+    opened = _open(Path(folder), model, family, params)
     if not opened.one_head:
         raise ValueError(
             f"{folder} adapts embedding and head differently, but in this model they are one "
             "weight; give it a head of its own: research.huggingface.peft.untie(model, params)"
         )
-    return _assemble(opened, model)
+    return _assemble(opened, model, family)
 
 
-def separates_head(folder: str | Path, model: Transformer) -> bool:
+def separates_head(
+    folder: str | Path, model: Transformer, *, source: str | Path | None = None
+) -> bool:
     """Whether a tied model must be given a head of its own (`untie`) to carry the adapter.
 
     By default PEFT adapts embedding and head of a tied model each on its own.
@@ -180,7 +207,7 @@ def separates_head(folder: str | Path, model: Transformer) -> bool:
     Raises:
       FileNotFoundError, ValueError: as `read_adapter`.
     """
-    return not _open(Path(folder), model, None).one_head
+    return not _open(Path(folder), model, family_of(model.arch, source), None).one_head
 
 
 def untie(model: Transformer, params: Params) -> tuple[Transformer, Params]:
@@ -205,7 +232,7 @@ class Adapter:
     one_head: bool
 
 
-def _open(folder: Path, model: Transformer, params: Params | None) -> Adapter:
+def _open(folder: Path, model: Transformer, family: Family, params: Params | None) -> Adapter:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -213,7 +240,7 @@ def _open(folder: Path, model: Transformer, params: Params | None) -> Adapter:
             )
     config, where = read_json(folder / CONFIG_NAME), folder / WEIGHTS_NAME
     peft_config.require_supported(config, folder / CONFIG_NAME)
-    modules = _targets(config, model, folder / CONFIG_NAME)
+    modules = _targets(config, model, family, folder / CONFIG_NAME)
     keys = keys_of(modules)
     tensors = _without_base(load_file(where), modules, params, where)
     _require_keys(tensors, {key for pair in keys.values() for key in pair}, where)
@@ -240,17 +267,29 @@ def _ends_agree(modules: Iterable[tuple[Module, LowRankPair]]) -> bool:
     )
 
 
-def _targets(config: Mapping[str, Any], model: Transformer, where: Path) -> tuple[Module, ...]:
+def _targets(
+    config: Mapping[str, Any], model: Transformer, family: Family, where: Path
+) -> tuple[Module, ...]:
     """List the modules that the config adapts; a tied head follows its table if it says so.
 
     Raises:
       ValueError: experts are adapted both one by one and stacked.
     """
-    layers = layers_of(model)
-    chosen = [module for module in layers if peft_config.is_target(config, module.name)]
+    layers = layers_of(model, family)
+    parameters = parameters_of(model, family)
+    single = _paths(parameters)
+    chosen = [
+        module
+        for module in layers
+        if peft_config.is_target(config, module.name)
+        or (
+            not single & _paths([module])
+            and peft_config.is_target_parameter(config, module.as_parameter().name)
+        )
+    ]
     if config.get("ensure_weight_tying") and any(m.parts[0].path == TABLE for m in chosen):
         chosen += [module for module in layers if module.mirrored and module not in chosen]
-    bare = [m for m in parameters_of(model) if peft_config.is_target_parameter(config, m.name)]
+    bare = [m for m in parameters if peft_config.is_target_parameter(config, m.name)]
     if twice := sorted(".".join(path) for path in _paths(chosen) & _paths(bare)):
         raise ValueError(
             f"{where} adapts {twice[:_SHOWN]} both by target_modules and by target_parameters; "
@@ -317,10 +356,10 @@ def _require_shapes(
         )
 
 
-def _assemble(adapter: Adapter, model: Transformer) -> tuple[Lora, Params]:
+def _assemble(adapter: Adapter, model: Transformer, family: Family) -> tuple[Lora, Params]:
     """Say as a tuning what was read, and stack the factors over layers and experts."""
     leaves = flatten(model.abstract())
-    kernels = _paths((*layers_of(model), *parameters_of(model)))
+    kernels = _paths((*layers_of(model, family), *parameters_of(model, family)))
     held: dict[TreePath, list[tuple[Part, LowRankPair]]] = {}
     for module, pair in adapter.modules:
         for part, own in module.scatter(pair, bool(adapter.config.get("use_rslora"))):

@@ -29,20 +29,22 @@ def write_config(
     tuning: Lora,
     adapted: Sequence[Module],
     pairs: Mapping[str, LowRankPair],
-    modules: Sequence[Module],
+    layers: Iterable[str],
     base_name: str,
 ) -> dict[str, Any]:
     """Give the fields that PEFT needs, and those that differ from its defaults.
 
     Args:
       pairs: the adapter of each adapted module.
-      modules: all modules that could be adapted.
+      layers: the names of all layers, adapted or not.
     """
+    names = {module.name: module.parameter for module in adapted}
+    every = dict.fromkeys(layers, False) | {f"{name}.weight": True for name in layers} | names
 
     def chosen(values: Mapping[str, Any], *, parameter: bool) -> dict[str, Any]:
-        names = [module.name for module in modules if module.parameter == parameter]
-        own = {name: values[name] for name in names if name in values}
-        return _shorten(own, names, least=1 + parameter)
+        own = {name: value for name, value in values.items() if names[name] == parameter}
+        kin = [name for name, bare in every.items() if bare == parameter]
+        return _shorten(own, kin, least=1 + parameter)
 
     targets = dict.fromkeys(pairs, True)
     config: dict[str, Any] = {

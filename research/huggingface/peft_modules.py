@@ -10,8 +10,7 @@ import numpy as np
 
 from research.core.axes import declared
 from research.core.tree import Path
-from research.huggingface.families.known import family_for
-from research.huggingface.family import Tensor, by_name, foreign_of, tensors_of
+from research.huggingface.family import Family, Tensor, by_name, foreign_of, tensors_of
 from research.models.transformer import Transformer
 from research.tuning.lora import Lora, factor_names
 
@@ -80,6 +79,10 @@ class Module:
     conv: bool = False
     table: bool = False
     mirrored: bool = False
+
+    def as_parameter(self) -> Module:
+        """Give it as PEFT names its weight: the same tensors under the same keys."""
+        return dataclasses.replace(self, name=f"{self.name}.weight", parameter=True)
 
     def gather(self, factors: Factors, tuning: Lora) -> LowRankPair:
         """Make the module's adapter of those of its parts: ranks add up, each keeps its own rows.
@@ -196,12 +199,11 @@ def keys_of(modules: Sequence[Module]) -> dict[str, tuple[str, str]]:
     return keys
 
 
-def layers_of(model: Transformer) -> tuple[Module, ...]:
+def layers_of(model: Transformer, family: Family) -> tuple[Module, ...]:
     """List the layers that can carry an adapter, under the names that are saved; a tied head too.
 
     One an expert where a checkpoint holds them so.
     """
-    family = family_for(model.arch)
     modules = _modules(tensors_of(family, model.arch, model.abstract()), parameter=False)
     if model.arch.tied_head:
         table = next(module for module in modules if module.parts[0].path == TABLE)
@@ -210,9 +212,8 @@ def layers_of(model: Transformer) -> tuple[Module, ...]:
     return tuple(module for module in modules if not module.experts)
 
 
-def parameters_of(model: Transformer) -> tuple[Module, ...]:
+def parameters_of(model: Transformer, family: Family) -> tuple[Module, ...]:
     """List the bare parameters that can carry an adapter, in the order of registration."""
-    family = family_for(model.arch)
     order = {name: number for number, name in enumerate(family.parameters)}
     names = {**family.names, **family.parameters}
     tensors = [
