@@ -44,6 +44,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     *,
     stop_ids: tuple[int, ...] | None = None,
+    start: Callable[[], Tree] | None = None,
 ) -> Evaluation:
     """Ask one question of a model.
 
@@ -51,6 +52,7 @@ def evaluate(
       params: the tree the model is applied to: adapters joined, dropout off.
       progress: called with (rows done, rows in all).
       stop_ids: tokens that end a generated answer; None: the tokenizer's EOS alone.
+      start: makes the weights that training started from, for evaluators that compare with them.
 
     Raises:
       ValueError: an item cannot be asked, or a slice's field is missing; with the row's place.
@@ -67,6 +69,7 @@ def evaluate(
         place=place,
         stop_ids=stop_ids,
         progress=progress,
+        start=start,
     )
     items = evaluator.measure(subject, pool)
     return Evaluation(

@@ -375,6 +375,7 @@ def rates(
     return timing if peak is None else timing | {"mfu": metrics["flops"] / seconds / peak}
 
 
+            start=functools.partial(prepared.params, state.frozen),
 class Stopwatch:
     """Seconds between laps, by name."""
 

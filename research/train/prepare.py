@@ -11,6 +11,7 @@ import jax
 from research.core.layout import Placement
 from research.core.parts import describe, vary
 from research.core.protocols import Tree
+from research.core.tree import flatten, unflatten
 from research.data.leakage import Leak
 from research.data.pool import Pool, open_pool
 from research.data.tokenizer import Tokenizer, open_tokenizer
@@ -55,11 +56,17 @@ class Prepared:
     step_flops: float
     peak_flops_per_s: float | None
 
-    def params(self) -> Tree:
-        """Put the starting weights on the devices: read, or drawn from the initialisation seed."""
-        if self.weights is None:
-            return self.model.init(jax.random.key(self.experiment.seed_of("initialisation")))
-        return load(self.weights.folder, self.model)
+    def params(self, held: Tree | None = None) -> Tree:
+        """Put the starting weights on the devices: read, or drawn from the initialisation seed.
+
+        Args:
+          held: those of them that are there already, such as what a tuning has frozen.
+        """
+        there = flatten(held or {})
+        if self.weights is not None:
+            return load(self.weights.folder, self.model, there)
+        drawn = self.model.init(jax.random.key(self.experiment.seed_of("initialisation")))
+        return unflatten(flatten(drawn) | there)
 
 
 def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Prepared:

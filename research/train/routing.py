@@ -9,6 +9,7 @@ import numpy as np
 
 from research.core.records import RouterStatistics
 from research.models.architecture import Architecture
+from research.models.moe.layers import in_order
 
 
 def routing(arch: Architecture, router: Mapping[str, RouterStatistics] | None) -> dict[str, Any]:
@@ -20,18 +21,16 @@ def routing(arch: Architecture, router: Mapping[str, RouterStatistics] | None) -
     """
     if not router:
         return {}
-    layers = {stack.name: stack.layers for stage in arch.stages() for stack in stage}
-    order = np.argsort([layer for name in router for layer in layers[name]])
+    seen = in_order(arch, router)
 
-    def joined(field: str) -> np.ndarray:
-        held = [np.asarray(getattr(seen, field), np.float64) for seen in router.values()]
-        return np.concatenate(held)[order][:, 0]
+    def added(values: Any) -> np.ndarray:
+        return np.asarray(values, np.float64)[:, 0]
 
-    load_LE, tokens_L = joined("load_BE"), np.maximum(joined("tokens_B"), 1)
+    load_LE, tokens_L = added(seen.load_BE), np.maximum(added(seen.tokens_B), 1)
     assigned_L = np.maximum(load_LE.sum(axis=1), 1)
     values = {
         "router_load": load_LE / assigned_L[:, None],
-        "router_entropy_nats": joined("entropy_B") / tokens_L,
-        "router_dropped_fraction": joined("dropped_B") / assigned_L,
+        "router_entropy_nats": added(seen.entropy_B) / tokens_L,
+        "router_dropped_fraction": added(seen.dropped_B) / assigned_L,
     }
     return {name: np.round(value, 6).tolist() for name, value in values.items()}
