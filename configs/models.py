@@ -670,7 +670,7 @@ def tiny_gemma2() -> Architecture:
     """A gemma2 with every size different, whose windows and caps a short row meets."""
     return Architecture(
         vocab_size=43,
-        model_dim=26,
+        model_dim=30,
         num_layers=4,
         num_heads=6,
         num_kv_heads=3,
@@ -679,7 +679,7 @@ def tiny_gemma2() -> Architecture:
         norm_offset=1.0,
         post_norm=True,
         activation=Gelu(),
-        embed_scale=26**0.5,
+        embed_scale=30**0.5,
         attention_scale=5**-0.5,
         attention_cap=2.0,
         logit_cap=3.0,

@@ -15,10 +15,12 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
+from configs import models
 from research.core.generation import Sampling
 from research.core.layout import Layout
 from research.core.records import Batch
 from research.huggingface.export import save
+from research.huggingface.families.known import family_for
 from research.huggingface.family import by_name, foreign_value, read_architecture, tensors_of
 from research.huggingface.folder import load, open_folder
 from research.models.compute import Compute
@@ -36,6 +38,20 @@ from tests.parity.make_oracles import (
     shrink,
 )
 
+TINY_PRESETS = (
+    models.tiny_llama,
+    models.tiny_mistral,
+    models.tiny_qwen2,
+    models.tiny_qwen3,
+    models.tiny_gemma2,
+    models.tiny_gemma3,
+    models.tiny_phi3,
+    models.tiny_smollm3,
+    models.tiny_granite,
+    models.tiny_olmo2,
+    models.tiny_glm4,
+    models.tiny_gpt2,
+)
 LOGIT_TOLERANCE = 1e-4  # float32 noise between two summation orders is about 1.3e-5
 RELATIVE_TOLERANCE = 1e-4  # of a gradient's or weight's norm, for the same reason
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is the cost of these tests
@@ -196,6 +212,20 @@ def test_write_back_loads_in_transformers_with_the_same_logits(case, tmp_path):
     }
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, first(**inputs).logits)
+
+
+@pytest.mark.parametrize("preset", TINY_PRESETS, ids=lambda preset: preset.__name__)
+def test_a_fresh_model_of_every_family_opens_in_transformers(preset, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    model = Transformer(preset(), Layout().on(jax.devices()[:1]), Compute())
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), model.abstract())
+    folder = save(tmp_path / "fresh", model, params)
+    loaded, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.model_type == family_for(preset()).model_type
+    assert all((value == np.float32(0.1)).all() for value in loaded.parameters())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -80,6 +80,7 @@ def write_sizes(arch: Architecture) -> dict[str, Any]:
         "tie_word_embeddings": arch.tied_head,
         "max_position_embeddings": arch.max_positions,
         "attention_dropout": 0.0,
+        "pad_token_id": None,  # some families have one by default, beyond a small vocabulary
         **std,
         **write_rope(arch.rope),
     }
