@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: quickstart reproduce-quickstart test test-slow test-aot lint parity benchmarks clean
+.PHONY: quickstart reproduce-quickstart test test-slow test-aot lint parity families benchmarks clean
 
 $(VENV)/run: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,6 +52,9 @@ test-aot: $(VENV)/dev  ## compile for TPU and CUDA without either
 
 parity: $(VENV)/parity  ## live against torch, transformers and peft
 	$(RUN)/python -m pytest -n $(WORKERS) tests/parity
+
+families: $(VENV)/run  ## docs/families.md from the code
+	$(RUN)/python -m research.huggingface.family_table > docs/families.md
 
 lint: $(VENV)/dev
 	$(RUN)/ruff check .

@@ -87,6 +87,7 @@ def test_smollm3_slides_where_it_has_no_positions():
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
         ("phi3_longrope", {"resid_pdrop": 0.1}, "resid_pdrop=0.1"),
         ("phi3_longrope", {"auto_map": {"AutoModel": "other.Net"}}, "AutoModel='other.Net'"),
+        ("phi3_partial", {"rope_scaling": {"type": "linear", "factor": 2}}, "LinearScaling"),
         ("phi3_partial", {"lm_head_bias": True}, "lm_head_bias=True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("llama_dynamic", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -30,13 +30,20 @@ TRAINED = 4096
 
 
 def read_long_rope(fields: Fields) -> Rope:
-    """Read rotary settings; `su` and `yarn` are old names of longrope in this family."""
-    return read_rope(
+    """Read rotary settings; `su` and `yarn` are old names of longrope in this family.
+
+    Raises:
+      ValueError: another scaling is asked for, which transformers refuses too.
+    """
+    rope = read_rope(
         fields,
         fraction=1.0,
         original_max_positions=fields.take(ORIGINAL, TRAINED),
         aliases={"su": "longrope", "yarn": "longrope"},
     )
+    if not isinstance(rope.scaling, LongScaling | None):
+        raise ValueError(f"{fields.where}: a phi3 model has longrope or none, not {rope.scaling}")
+    return rope
 
 
 def read(fields: Fields) -> Architecture:
