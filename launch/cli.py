@@ -29,6 +29,7 @@ OUT_OF_MEMORY = (
     "compute.remat=full or dtype bfloat16; `maktab show` says what a step needs"
 )
 RUN, LOOK, MODEL = "An experiment", "What a run did", "A model folder"
+SEVERAL = "Several processes"
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT.py", help="A file with get_config().")
@@ -55,6 +56,41 @@ RowTokens = Annotated[
     int | None,
     typer.Option(min=2, help="Tokens that a row may have.", show_default="the model's positions"),
 ]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="One of several processes that find one another: Slurm, TPU VM, GKE with TPUs.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+Coordinator = Annotated[
+    str,
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Where process 0 listens; the same for all, with --processes and --process.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="How many there are.", rich_help_panel=SEVERAL)
+]
+Process = Annotated[
+    int | None, typer.Option(min=0, help="Which one this is, from 0.", rich_help_panel=SEVERAL)
+]
+JoinS = Annotated[
+    float, typer.Option(help="Seconds to wait for the others.", rich_help_panel=SEVERAL)
+]
+PeerS = Annotated[
+    float,
+    typer.Option(help="Seconds of silence after which one is missing.", rich_help_panel=SEVERAL),
+]
+HangS = Annotated[
+    float,
+    typer.Option(
+        help="Seconds without progress after which a run hangs; 0: never.", rich_help_panel=SEVERAL
+    ),
+]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut rows that are too long.")]
 
 
@@ -69,15 +105,23 @@ def train(
         str | None,
         typer.Option(metavar="FIRST:LAST", help="Steps to trace with xprof, into WORKDIR/profile."),
     ] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = "",
+    processes: Processes = None,
+    process: Process = None,
+    join_s: JoinS = 300.0,
+    peer_s: PeerS = 60.0,
+    hang_s: HangS = 1800.0,
 ) -> None:
     """Run an experiment, or go on with it where its work directory ends."""
     steps = _steps(profile)
+    group = _join(distributed, coordinator, processes, process, join_s, peer_s, hang_s)
     from launch.experiment_file import load_config
     from launch.runs import default_workdir, run
 
     config = load_config(experiment, set_)
     folder = workdir or default_workdir(config)
-    run(config, folder, console, command=sys.argv, profile=steps)
+    run(config, folder, console, command=sys.argv, profile=steps, group=group)
     _say(f"finished: {folder}")
 
 
@@ -89,13 +133,24 @@ def sweep(
     ] = None,
     generator: Annotated[str, typer.Option(help="The file's function that yields runs.")] = "sweep",
     set_: Settings = [],  # noqa: B006
+    distributed: Distributed = False,
+    coordinator: Coordinator = "",
+    processes: Processes = None,
+    process: Process = None,
+    join_s: JoinS = 300.0,
+    peer_s: PeerS = 60.0,
+    hang_s: HangS = 1800.0,
 ) -> None:
     """Run every experiment of sweep(): finished ones are passed over, others are resumed."""
+    group = _join(distributed, coordinator, processes, process, join_s, peer_s, hang_s)
     from launch.experiment_file import load_sweep
     from launch.runs import run_sweep
 
-    folder = workdir or Path("runs") / experiment.stem
-    run_sweep(load_sweep(experiment, set_, generator), folder, console, command=sys.argv)
+    folder, runs = (
+        workdir or Path("runs") / experiment.stem,
+        load_sweep(experiment, set_, generator),
+    )
+    run_sweep(runs, folder, console, command=sys.argv, group=group)
     _say(f"finished: {folder}; compare with: maktab report {folder}")
 
 
@@ -375,6 +430,32 @@ def _steps(text: str | None) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
+def _join(
+    distributed: bool,
+    coordinator: str,
+    processes: int | None,
+    process: int | None,
+    join_s: float,
+    peer_s: float,
+    hang_s: float,
+) -> Any:
+    """Come together with the other processes of this command, before jax is imported."""
+    from launch.processes import Meeting, join
+    from research.train.watchdog import Patience
+
+    meeting = Meeting(
+        automatic=distributed,
+        coordinator=coordinator,
+        processes=processes,
+        process=process,
+        join_s=join_s,
+        patience=Patience(peer_s=peer_s, hang_s=hang_s),
+    )
+    group = join(meeting, _say)
+    console.quiet = not group.speaks
+    return group
+
+
 def _on_cpu() -> None:
     """Keep this process off accelerators."""
     import jax
@@ -384,16 +465,19 @@ def _on_cpu() -> None:
 
 def main() -> None:
     """Run the command line; errors of input are one message and exit code 2."""
-    code = guarded(app)
-    if code:
-        raise SystemExit(code)
+    from launch.processes import ended_at_once
+
+    with ended_at_once():
+        code = guarded(app)
+        if code:
+            raise SystemExit(code)
 
 
 def guarded(command: Callable[[], Any]) -> int:
     """Call a command; say what is wrong in a message, and give the exit code.
 
-    2 is an error of the input, 3 a run that stopped; everything else is a defect of the program and
-    keeps its traceback.
+    2 is an error of the input, 3 a run that stopped, 75 one that was preempted and is to be started
+    again; everything else is a defect of the program and keeps its traceback.
     """
     try:
         command()
@@ -401,7 +485,7 @@ def guarded(command: Callable[[], Any]) -> int:
         return _complain("error", error, code=2)
     except RuntimeError as error:
         if type(error).__module__.startswith(OURS):
-            return _complain("stopped", error, code=3)
+            return _complain("stopped", error, code=getattr(error, "exit_code", 3))
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _complain("stopped: out of memory", error, code=3)

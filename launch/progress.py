@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from research.clock import Cycle
+from research.train.loop import Watch
 from research.train.prepare import Prepared
 
 Advance = Callable[[int, int], None]  # (done, total)
@@ -87,3 +88,26 @@ class LiveWatch:
         self._progress.update(self._tasks[name], completed=done, total=total, visible=goes_on)
         if note:
             self._progress.update(self._tasks[name], note=note)
+
+
+class Watches:
+    """Several who look on, as one."""
+
+    def __init__(self, *watches: Watch):
+        self._watches = watches
+
+    def begins(self, prepared: Prepared, step: int) -> None:
+        for watch in self._watches:
+            watch.begins(prepared, step)
+
+    def scoring(self, done: int, total: int) -> None:
+        for watch in self._watches:
+            watch.scoring(done, total)
+
+    def evaluating(self, name: str, done: int, total: int) -> None:
+        for watch in self._watches:
+            watch.evaluating(name, done, total)
+
+    def recorded(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        for watch in self._watches:
+            watch.recorded(cycle, metrics, timing)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from launch.memory import keep_freed_memory
-from launch.progress import LiveWatch
+from launch.processes import ALONE, Group, Notice, held
+from launch.progress import LiveWatch, Watches
 from research.checkpoint import CheckpointError
+from research.core.processes import done_by_all, is_first, told_by_first
 from research.core.records import State
 from research.data.inspect import overview
 from research.experiment import Experiment
@@ -38,30 +41,39 @@ def run(
     command: Sequence[str],
     profile: tuple[int, int] | None = None,
     quiet: bool = False,
+    group: Group = ALONE,
 ) -> State:
     """Prepare, say what will be trained on, and train.
 
+    Args:
+      group: the processes that run it together.
+
     Raises:
+      HeldError: another process runs in the work directory.
+      PreemptedError: a process was asked to leave, and the run has saved.
       ValueError, FileNotFoundError: what is wrong with the input, before a device is touched.
       NonFiniteError, ScoringError, CheckpointError: why the run stopped.
     """
     with console.status("reading model and data"):
-        prepared = prepare(experiment)
+        prepared = done_by_all(lambda: prepare(experiment))
     if prepared.place.platform == "cpu":
         keep_freed_memory()
-    for line in open_workdir(prepared, workdir, list(command)):
-        console.print(f"changed since this run began: {line}", markup=False)
-    if not quiet:
-        console.print(overview(prepared.pool))
-        if prepared.leaks:
-            console.print(leak_line(prepared), markup=False)
-    try:
-        with LiveWatch(console) as watch:
-            state = train(prepared, workdir, watch, profile=profile)
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on from the last checkpoint")
-        raise
-    finish(workdir, int(state.learner.step), experiment)
+    with held(workdir, group, console.print) as pulse, Notice() as notice:
+        for line in told_by_first(lambda: open_workdir(prepared, workdir, list(command))):
+            console.print(f"changed since this run began: {line}", markup=False)
+        if not quiet:
+            console.print(overview(prepared.pool))
+            if prepared.leaks:
+                console.print(leak_line(prepared), markup=False)
+        try:
+            with LiveWatch(console) as bars:
+                watch = Watches(bars, pulse)
+                state = train(prepared, workdir, watch, profile=profile, asked_to_leave=notice)
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command goes on from the last checkpoint")
+            raise
+        if is_first():
+            finish(workdir, int(state.learner.step), experiment)
     return state
 
 
@@ -75,7 +87,12 @@ def leak_line(prepared: Prepared) -> str:
 
 
 def run_sweep(
-    experiments: Sequence[Experiment], folder: Path, console: Console, *, command: Sequence[str]
+    experiments: Sequence[Experiment],
+    folder: Path,
+    console: Console,
+    *,
+    command: Sequence[str],
+    group: Group = ALONE,
 ) -> None:
     """Run experiments in turn; finished ones are passed over, the others resumed.
 
@@ -89,12 +106,12 @@ def run_sweep(
     for number, experiment in enumerate(experiments, start=1):
         workdir = folder / experiment.name / f"seed-{experiment.seed}"
         label = f"[{number}/{len(experiments)}] {experiment.name}, seed {experiment.seed}"
-        if is_finished(workdir, experiment):
+        if told_by_first(functools.partial(is_finished, workdir, experiment)):
             console.print(f"{label}: finished before", markup=False, highlight=False)
             continue
         console.print(label, markup=False, highlight=False)
         try:
-            run(experiment, workdir, console, command=command, quiet=number > 1)
+            run(experiment, workdir, console, command=command, quiet=number > 1, group=group)
         except STOPS as error:
             stopped.append(f"{workdir}: {error}")
             console.print(f"{label}: stopped: {error}", markup=False, highlight=False)

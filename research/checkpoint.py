@@ -15,6 +15,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from research.core.parts import part, require
+from research.core.processes import is_first, told_by_first
 from research.core.records import Learner
 
 FORMAT = "maktab-checkpoint/1"
@@ -115,7 +116,8 @@ class Store:
           source: what the frozen weights are and their fingerprint; compared when restoring.
         """
         self.wait()
-        self._digest_file(step).unlink(missing_ok=True)  # of a checkpoint that was taken back
+        if is_first():
+            self._digest_file(step).unlink(missing_ok=True)  # of a checkpoint that was taken back
         empty = {k: [list(v.shape), str(v.dtype)] for k, v in curriculum.items() if v.size == 0}
         known = dict(metrics) if self.keep.metric in metrics else None
         response = self._orbax.save_checkpointables_async(
@@ -131,17 +133,36 @@ class Store:
         self._saving = (step, response)
 
     def wait(self) -> None:
-        """Wait for a save that is under way, then write its digests and drop stale ones."""
+        """Wait for a save that is under way, then write its digests and drop stale ones.
+
+        Raises:
+          CheckpointError: it could not be written; names the last good one.
+        """
         if self._saving is None:
             return
-        step, response = self._saving
+        (step, response), self._saving = self._saving, None
         if response is not None:
-            response.result()
-        self._saving = None
+            try:
+                response.result()
+            except Exception as error:  # whatever Orbax raises for what could not be written
+                raise CheckpointError(self._unsaved(step, error)) from error
+        if is_first():
+            self._write_digests(step)
+
+    def _write_digests(self, step: int) -> None:
         write_atomically(self._digest_file(step), json.dumps(_digests(self.folder / str(step))))
         for stale in self.folder.glob("*.digests.json"):
             if int(stale.name.split(".")[0]) not in self.steps:
                 stale.unlink()
+
+    def _unsaved(self, step: int, error: Exception) -> str:
+        good = [found for found in self.steps if found != step]
+        return (
+            f"checkpoint {self.folder / str(step)} could not be written "
+            f"({type(error).__name__}: {str(error)[:300]}). "
+            + (f"The last good one is step {good[-1]}" if good else "There is no good one yet")
+            + "; make room, and the same command goes on there"
+        )
 
     def restore(
         self, abstract: Learner, *, source: Mapping[str, Any], step: int | None = None
@@ -176,7 +197,7 @@ class Store:
 
     def _problem(self, step: int, abstract: Learner, source: Mapping[str, Any]) -> str | None:
         """Say what is wrong with a checkpoint, as far as can be seen without reading arrays."""
-        damaged = self._damage(step)
+        damaged = told_by_first(lambda: self._damage(step))
         if damaged:
             return f"is damaged: {damaged}"
         try:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class RefusedElsewhereError(RuntimeError):
-    """The first process refused to go on, for a reason that holds for all of them."""
+    """Another process cannot go on, so that none can."""
 
 
 def is_first() -> bool:
@@ -61,6 +61,28 @@ def told_by_first(ask: Callable[[], T]) -> T:
     if "error" in said:
         raise RefusedElsewhereError(f"process 0 stopped: {said['error']}")
     return said["answer"]
+
+
+def done_by_all(do: Callable[[], T]) -> T:
+    """Do the same in every process; where it fails in one, it fails in all.
+
+    Raises:
+      Exception: whatever `do` raises in this process.
+      RefusedElsewhereError: naming the processes in which it failed, if not here.
+    """
+    if jax.process_count() == 1:
+        return do()
+    try:
+        done = do()
+    except Exception as error:
+        from_all({"error": str(error) or type(error).__name__})
+        raise
+    failed = {x: said["error"] for x, said in enumerate(from_all({})) if "error" in said}
+    if failed:
+        first, *more = failed
+        others = f" (and of {', '.join(map(str, more))})" if more else ""
+        raise RefusedElsewhereError(f"an error of process {first}{others}: {failed[first]}")
+    return done
 
 
 def _from_first(value: dict) -> dict:

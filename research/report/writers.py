@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from research.core.processes import is_first
 from research.evaluate.results import Evaluation
 from research.report.lines import append, cut_after, encode, write_whole
 from research.report.sinks import Sink, TensorBoard, Writer
@@ -128,6 +129,28 @@ class Record:
         numbers = {f"{group}/{k}": float(v) for k, v in values.items() if _is_number(v)}
         for writer in self._writers:
             writer.write(step, numbers)
+
+
+class Quiet:
+    """The record of a process that does not speak: what `Record` can, with nothing written."""
+
+    def truncate_to(self, step: int) -> None: ...
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None: ...
+    def timing(self, step: int, values: Mapping[str, Any]) -> None: ...
+    def order(self, step: int, round: int, rows: Sequence[Sequence[int]]) -> None: ...
+    def losses(self, step: int, loss_nats: Sequence[Sequence[float]]) -> None: ...
+    def evaluation(self, step: int, evaluation: Evaluation) -> None: ...
+    def round(self, number: int, step: int, **arrays: Any) -> None: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
+
+
+AnyRecord = Record | Quiet
+
+
+def open_record(workdir: Path, sinks: Sequence[Sink] = ()) -> AnyRecord:
+    """Open the record of a run; of several processes only the first writes one."""
+    return Record(workdir, sinks) if is_first() else Quiet()
 
 
 def _round_step(path: Path) -> int:

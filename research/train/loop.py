@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from research.curriculum.state import from_arrays
 from research.data.batches import pack_batch
 from research.data.packing import pack
 from research.evaluate.evaluate import evaluate
-from research.report.writers import Record
+from research.report.writers import AnyRecord, open_record
 from research.score.pool import score_pool
 from research.train.prepare import Prepared
 from research.train.profile import profiled
@@ -34,6 +34,7 @@ from research.train.step import (
     initialise,
     structure_of,
 )
+from research.train.watchdog import AGAIN
 
 Rows = list[list[int]]
 
@@ -58,19 +59,37 @@ class Watch(Protocol):
         ...
 
 
+class PreemptedError(RuntimeError):
+    """The run was asked to leave, and has saved; its exit code says "start me again"."""
+
+    exit_code = AGAIN
+
+
 class NonFiniteError(RuntimeError):
     """More updates than allowed were withheld because loss or gradient was not finite."""
 
 
+def never() -> bool:
+    """Nobody asks this run to leave."""
+    return False
+
+
 def train(
-    prepared: Prepared, workdir: Path, watch: Watch, *, profile: tuple[int, int] | None = None
+    prepared: Prepared,
+    workdir: Path,
+    watch: Watch,
+    *,
+    profile: tuple[int, int] | None = None,
+    asked_to_leave: Callable[[], bool] = never,
 ) -> State:
     """Run an experiment to its last step, resuming from `workdir` if it holds a checkpoint.
 
     Args:
       profile: steps (first, last) to trace into `workdir/profile`.
+      asked_to_leave: asked before each cycle; all processes of a run must hear the same.
 
     Raises:
+      PreemptedError: the run was asked to leave.
       NonFiniteError: more updates were withheld than the experiment tolerates.
       CheckpointError: the newest checkpoint cannot be used; the message says what to do.
     """
@@ -89,6 +108,8 @@ def train(
         if not resumed:
             evaluate_all(prepared, state, record, watch)
         for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
+            if asked_to_leave():
+                leave(prepared, state, store)
             clock = Stopwatch()
             refuse_other_rounds(state, cycle)
             if cycle.opens_round:  # ask the model what is hard now
@@ -113,6 +134,21 @@ def train(
             record.timing(cycle.last, timing)
             watch.recorded(cycle, metrics, timing)
     return state
+
+
+def leave(prepared: Prepared, state: State, store: Store) -> None:
+    """Save what is not saved yet, and stop.
+
+    Raises:
+      PreemptedError: always.
+    """
+    step, steps = int(state.learner.step), prepared.experiment.clock.steps
+    store.wait()
+    if step and step not in store.steps:
+        save(prepared, state, store, {})
+        store.wait()
+    saved = f"saved at step {step} of {steps}" if step else "no step was made yet"
+    raise PreemptedError(f"asked to leave, as by SIGTERM: {saved}; the same command goes on there")
 
 
 def refuse_other_rounds(state: State, cycle: Cycle) -> None:
@@ -147,7 +183,7 @@ def begin(prepared: Prepared, store: Store) -> tuple[State, bool]:
 
 
 def open_round(
-    prepared: Prepared, state: State, cycle: Cycle, record: Record, watch: Watch
+    prepared: Prepared, state: State, cycle: Cycle, record: AnyRecord, watch: Watch
 ) -> State:
     """Score what the curriculum wants scored, select the round, and reset what it resets."""
     experiment, curriculum = prepared.experiment, prepared.experiment.curriculum
@@ -237,7 +273,7 @@ def run_cycle(
     steps = cycle.round_last - cycle.round_first if spans_round else experiment.clock.steps
     key = jax.random.key(experiment.seed_of("dropout"))
     fixed = (experiment.update(), (np.int32(first), np.int32(steps)), key)
-    update, span, key = jax.device_put(fixed, place.replicated)
+    update, span, key = place.put_everywhere(fixed)
     learner, seen = state.learner, []
     batches = stream(prepared, cycle, rows)
     wait = functools.partial(jax.block_until_ready, seen)
@@ -262,7 +298,7 @@ def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
         yield place.put_rows(len(step_rows), build)
 
 
-def record_order(record: Record, cycle: Cycle, rows: Rows, report: Report) -> None:
+def record_order(record: AnyRecord, cycle: Cycle, rows: Rows, report: Report) -> None:
     """Write down which examples each step saw, and the loss that each of them had."""
     loss_BZ = report.rows["loss_nats"] / np.maximum(report.rows["tokens"], 1)
     losses = iter(loss_BZ.tolist())
@@ -324,7 +360,7 @@ def _suspects(prepared: Prepared, rows: Mapping[str, Any]) -> str:
 
 
 def evaluate_all(
-    prepared: Prepared, state: State, record: Record, watch: Watch
+    prepared: Prepared, state: State, record: AnyRecord, watch: Watch
 ) -> dict[str, float]:
     """Ask every evaluator; give `name/metric` -> value."""
     params = prepared.experiment.tuning.join(state.learner.trainable, state.frozen)

@@ -83,6 +83,7 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     leaks = find_leaks(experiment, pool, architecture.vocab_size)
     devices = jax.devices() if devices is None else devices
     place = experiment.layout.on(devices)
+    refuse_idle_processes(place, devices)
     shards = place.num_row_shards * experiment.micro_batches
     if experiment.data.rows % shards:
         raise ValueError(
@@ -115,6 +116,22 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
         step_flops=flops,
         peak_flops_per_s=peak_flops_per_s(place.mesh.devices.flat, experiment.compute.dtype),
     )
+
+
+def refuse_idle_processes(place: Placement, devices: Sequence[Any]) -> None:
+    """Check that every process has a device in the mesh.
+
+    Raises:
+      ValueError: some would have nothing to do, and could not take part.
+    """
+    there = {device.process_index for device in devices}
+    idle = there - {device.process_index for device in place.mesh.devices.flat}
+    if idle:
+        raise ValueError(
+            f"layout {dict(place.layout.axes)} covers {place.mesh.size} of {len(devices)} devices, "
+            f"none of process {', '.join(map(str, sorted(idle)))}; give one axis the size -1, or "
+            "start fewer processes"
+        )
 
 
 def resolve_model(model: Pretrained | Architecture) -> tuple[Resolved | None, Architecture]:

@@ -38,8 +38,6 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
     Raises:
       OtherRunError: something else differs, or the folder is not a run's.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise OtherRunError(f"--workdir {workdir} is a file; give a folder, new or a run's own")
     workdir.mkdir(parents=True, exist_ok=True)
     described = describe_run(prepared)
     file, changed = workdir / "experiment.json", []
