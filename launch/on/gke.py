@@ -30,9 +30,9 @@ SCRIPT = """\
 set -eu
 launch={launch}
 scratch={scratch}
-python3 "$launch/worker.py" prepare --scratch "$scratch"
+python3 "$launch/worker.py" prepare --scratch "$scratch" --runs {runs}
 {number}
-exec python3 "$launch/worker.py" run --scratch "$scratch" --runs {runs} --worker "$worker" \\
+exec python3 "$launch/worker.py" run --scratch "$scratch" \\
   --log "$launch/worker-$worker.log" -- {more}
 """
 TPU_NUMBER = """\

@@ -19,7 +19,7 @@ from launch.on.snapshot import Snapshot
 LAUNCHES = "launches"  # beside runs/, where the user stands
 PROGRAM = Path(__file__).with_name("worker.py")
 NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
-NAME_LENGTH = 36  # "NAME-12345678-workers-99-9999" is at most 63 long, as a host's name must be
+NAME_LENGTH = 30  # xpk takes 40 with the hash; a pod's whole name must stay within 63
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Say = Callable[[str], None]
@@ -116,10 +116,7 @@ class Rendering:
     def text(self, job: Job) -> str:
         """Spell the launch out, as `--dry-run` prints it."""
         parts = [f"# {job.home}/{name}\n{text}" for name, text in self.files.items()]
-        parts += [
-            f"# {job.home}/{name} ({len(content):,} bytes)"
-            for name, content in job.copied().items()
-        ]
+        parts += ["\n".join(f"# {job.home}/{name}" for name in job.copied())]
         parts += ["# The commands:", *map(str, self.commands)]
         parts += ["# Then, by hand:", *map(str, self.later)]
         return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"

@@ -53,7 +53,7 @@ class Local:
         workers = tuple(
             Command(
                 why=f"worker {index}, again after 75 or a signal; output: worker-{index}.log",
-                words=(*program, "run", "--worker", str(index), "--", *self.meeting(index)),
+                words=(*program, "run", "--", *self.meeting(index)),
             )
             for index in range(self.processes)
         )

@@ -28,7 +28,7 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 "$python" "$folder/worker.py" prepare || exit
 
 srun --kill-on-bad-exit=1 --open-mode=append --output="$folder/worker-%t.log"{more} \\
-  bash -c 'exec "$0" "$1/worker.py" run --worker "$SLURM_PROCID" --exit "$1/exit-$SLURM_PROCID"' \\
+  bash -c 'exec "$0" "$1/worker.py" run --exit "$1/exit-$SLURM_PROCID"' \\
   "$python" "$folder" &
 step=$!
 while kill -0 "$step" 2> /dev/null; do wait "$step"; done  # a signal ends a wait, not the step

@@ -171,15 +171,15 @@ class TpuVm:
         script = (
             f"set -e; mkdir -p {MOUNT}; command -v gcsfuse > /dev/null || {{ {GCSFUSE}; }}; "
             f"mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {self.bucket} {MOUNT}; "
-            f"exec python3 {MOUNT}/{job.home}/worker.py prepare --alone --scratch maktab/{job.name}"
+            f"exec python3 {MOUNT}/{job.home}/worker.py prepare --alone "
+            f"--scratch maktab/{job.name} --runs {MOUNT}/runs"
         )
         return self.ssh(node, "all", script, f"mount, verify and install on {node}")
 
     def run(self, job: Job, node: str, index: int, worker: int) -> Command:
         """Run worker `index` of all, which is `worker` of its slice."""
         script = (
-            f"exec python3 {MOUNT}/{job.home}/worker.py run --alone --scratch maktab/{job.name} "
-            f"--runs {MOUNT}/runs --worker {index}"
+            f"exec python3 {MOUNT}/{job.home}/worker.py run --alone --scratch maktab/{job.name}"
         )
         why = f"worker {index}; output: worker-{index}.log"
         return self.ssh(node, str(worker), script, why)

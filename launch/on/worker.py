@@ -156,31 +156,30 @@ def _call(*words: str) -> None:
         raise WorkerError(f"{' '.join(words)} ended with {done.returncode}; its output is above")
 
 
-def prepare(launch: dict[str, Any], here: Path, scratch: Path) -> None:
-    """Verify and unpack the code, and see to its environment."""
+def prepare(launch: dict[str, Any], here: Path, scratch: Path, runs: Path) -> None:
+    """Verify and unpack the code, see to its environment, and join it to the folder of runs."""
     scratch.mkdir(parents=True, exist_ok=True)
     for stale in here.glob("exit-*"):
         stale.unlink()
     unpack(verified(here, launch["code"]), scratch / "code")
+    link_runs(scratch / "code" / launch["folder"] / "runs", runs.absolute())
     print(f"{launch['name']}: verified; Python {environment(launch, here, scratch)}", flush=True)
 
 
 def run(
-    launch: dict[str, Any], here: Path, scratch: Path, *, runs: Path, log: Path | None, more: list
+    launch: dict[str, Any], here: Path, scratch: Path, log: Path | None, more: list[str]
 ) -> int:
-    """Run the command in the unpacked code and give its exit code, a signal as 128 + its number.
+    """Run the command in the prepared code and give its exit code, a signal as 128 + its number.
 
     SIGTERM and SIGINT are passed on. Who reads the output may go away: then the command gets a
     SIGTERM, so that it saves.
     """
     code = scratch / "code"
-    folder = code / launch["folder"]
-    link_runs(folder / "runs", runs)
     words = [environment(launch, here, scratch), "-m", "launch", *launch["command"], *more]
     own = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
         words,
-        cwd=folder,
+        cwd=code / launch["folder"],
         env={**os.environ, **own},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -194,7 +193,6 @@ def run(
 
 def link_runs(link: Path, runs: Path) -> None:
     """Make `runs/`, as the code sees it, the folder that outlives the worker."""
-    runs = runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
     if link.is_symlink():
         link.unlink()
@@ -304,7 +302,6 @@ def main(words: list[str]) -> int:
     parser.add_argument("what", choices=("prepare", "run", "verdict"))
     parser.add_argument("--scratch", type=Path, help="where code and environment go")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of runs")
-    parser.add_argument("--worker", type=int, default=0, help="the number of this worker")
     parser.add_argument("--workers", type=int, default=1, help="how many there are, for verdict")
     parser.add_argument("--alone", action="store_true", help="wait for the start before this one")
     parser.add_argument("--log", type=Path, help="also keep the output here")
@@ -314,18 +311,21 @@ def main(words: list[str]) -> int:
     scratch = (given.scratch or here).absolute()
     if given.what == "verdict":
         return verdict(here, given.workers)
+    code = 1
     try:
         launch = json.loads((here / "launch.json").read_text())
         with alone(scratch / "lock") if given.alone else contextlib.nullcontext():
             if given.what == "prepare":
-                prepare(launch, here, scratch)
-                return 0
-            code = run(launch, here, scratch, runs=given.runs, log=given.log, more=more)
+                prepare(launch, here, scratch, given.runs)
+                code = 0
+            else:
+                code = run(launch, here, scratch, given.log, more)
     except WorkerError as error:
         print(f"cannot run here: {error}", file=sys.stderr, flush=True)
         code = WRONG
-    if given.exit is not None:
-        given.exit.write_text(str(code))
+    finally:
+        if given.exit is not None:
+            given.exit.write_text(str(code))
     return code
 
 

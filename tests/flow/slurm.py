@@ -99,3 +99,15 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def ended(env: dict[str, str], number: int, within_s: float = 300.0) -> str:
+    """Wait until a job has ended for good; give what Slurm says of it."""
+    until = time.monotonic() + within_s
+    while True:
+        job = said(env, "scontrol", "show", "job", str(number))
+        if not any(f"JobState={state}" in job for state in ("PENDING", "RUNNING", "COMPLETING")):
+            return job
+        if time.monotonic() > until:
+            raise TimeoutError(f"job {number} has not ended after {within_s:.0f} s:\n{job}")
+        time.sleep(1)
