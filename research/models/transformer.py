@@ -287,6 +287,16 @@ class Transformer:
         model.require_laws("causality", "batch_invariance")
         return model
 
+    def require_place(self) -> None:
+        """Refuse a mesh that this model does not fit, from its shapes alone.
+
+        Raises:
+          ValueError: a mesh axis does not divide a parameter, or the experts' dispatch cannot run.
+        """
+        self.place.weights(self.abstract())
+        if self.arch.moe is not None:
+            self.compute.dispatch_on(self.place).require(self.arch.moe.num_experts, self.place)
+
     def require_laws(self, *laws: str) -> None:
         """Refuse what the router or the dispatch of this model makes wrong.
 

@@ -91,6 +91,7 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
             f"x {experiment.micro_batches} micro-batches; change rows, the layout or micro_batches"
         )
     model = Transformer(architecture, place, experiment.compute)
+    model.require_place()
     if weights is not None:
         match(open_folder(weights.folder), model)
     scorer = experiment.curriculum.scorer
