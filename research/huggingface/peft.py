@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,10 @@ def write_adapter(
     family = family_of(model.arch, source)
     modules = _writable(model, family, factors, stacked_experts)
     adapted = [m for m in modules if any(part.factors[0] in factors for part in m.parts)]
-    pairs = {module.name: module.gather(factors, tuning) for module in adapted}
+    said = _sayable(tuning, factors, adapted, parameters_of(model, family))
+    pairs = {module.name: module.gather(factors, said) for module in adapted}
     names = [module.name for module in layers_of(model, family)]
-    config = peft_config.write_config(tuning, adapted, pairs, names, base_name)
+    config = peft_config.write_config(said, adapted, pairs, names, base_name)
     tensors = {
         key: np.ascontiguousarray(value)
         for module in adapted
@@ -126,6 +128,53 @@ def _writable(
     if stacked or not bare <= _paths(layers):
         return (*rest, *parameters)
     return (*rest, *single)
+
+
+def _sayable(
+    tuning: Lora, factors: Factors, adapted: Sequence[Module], parameters: Sequence[Module]
+) -> Lora:
+    """Say the same function in what PEFT carries over to experts: no dropout, and one scale.
+
+    Adapters of single experts are converted under transformers 5: gate and up become one of twice
+    the rank and twice the config's alpha, whatever patterns say and rsLoRA would make of it.
+
+    Raises:
+      ValueError: gate and up are not adapted alike.
+    """
+    single = _paths(parameters) & _paths(module for module in adapted if not module.parameter)
+    if single or any(module.parameter for module in adapted):
+        tuning = dataclasses.replace(tuning, dropout=None)
+    for fused in (module for module in parameters if len(module.parts) > 1):
+        found = {
+            tuning.rank_and_alpha(part.path) if part.factors[0] in factors else None
+            for part in fused.parts
+        }
+        if single & _paths([fused]) and found != {(tuning.rank, tuning.alpha)}:
+            raise ValueError(
+                f"{' and '.join(sorted('.'.join(part.path) for part in fused.parts))} have (rank, "
+                f"alpha) {found}, None where not adapted; PEFT reads adapters of single experts "
+                f"only where all have the tuning's own, {(tuning.rank, tuning.alpha)}. Write with "
+                "stacked_experts=True"
+            )
+    return _without_rslora(tuning) if single else tuning
+
+
+def _without_rslora(tuning: Lora) -> Lora:
+    """Say alpha / sqrt(rank) as another alpha / rank."""
+    if not tuning.rslora:
+        return tuning
+    overrides = tuple(
+        dataclasses.replace(
+            one, alpha=_of_rank(tuning.alpha if one.alpha is None else one.alpha, one.rank)
+        )
+        for one in tuning.overrides
+    )
+    alpha = _of_rank(tuning.alpha, tuning.rank)
+    return dataclasses.replace(tuning, rslora=False, alpha=alpha, overrides=overrides)
+
+
+def _of_rank(alpha: float, rank: int) -> float:
+    return float(alpha) * math.sqrt(rank)
 
 
 def _paths(modules: Iterable[Module]) -> set[TreePath]:
