@@ -97,7 +97,7 @@ def train(
     if profile is not None and profile[1] > experiment.clock.steps:
         raise ValueError(f"profile={profile}: the run has {experiment.clock.steps} steps")
     with (
-        contextlib.closing(Record(workdir, experiment.sinks)) as record,
+        contextlib.closing(open_record(workdir, experiment.sinks)) as record,
         Store(workdir / "checkpoints", experiment.checkpoints) as store,
     ):
         state, resumed = begin(prepared, store)
@@ -411,7 +411,6 @@ def rates(
     return timing if peak is None else timing | {"mfu": metrics["flops"] / seconds / peak}
 
 
-            start=functools.partial(prepared.params, state.frozen),
 class Stopwatch:
     """Seconds between laps, by name."""
 
