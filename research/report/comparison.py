@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from research.evaluate.results import LOWER_IS_BETTER, Estimate
+from research.evaluate.routing import AGREEMENT
 from research.evaluate.statistics import (
     LEVEL,
     Difference,
@@ -66,13 +67,16 @@ class Standing:
 
 
 def evaluations_of(arms: Sequence[Arm]) -> dict[str, str]:
-    """Give each evaluation's name and its first metric, the one that is tested."""
+    """Give each evaluation's name and its first metric, the one that is tested.
+
+    How far routes are from where they started is neither good nor bad: it has a section of its own.
+    """
     return {
         line["name"]: next(iter(line["metrics"]))
         for arm in arms
         for run in arm.runs
         for line in run.evaluations
-        if line["metrics"]
+        if line["metrics"] and AGREEMENT not in line["metrics"]
     }
 
 

@@ -33,12 +33,17 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with sentences, then tables, then plots."""
+    """A heading with sentences, then tables, then plots.
+
+    Attributes:
+      brief: a terminal shows its sentences and tables too.
+    """
 
     heading: str
     sentences: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = ()
+    brief: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from research.evaluate.results import Estimate
 from research.evaluate.statistics import spearman
 from research.report.document import interval, number
+from research.report.drawing import (
+    COLOURS,
+    INK,
+    SMALL,
+    canvas,
+    encoded,
+    entitle,
+    explain,
+    over_runs,
+    shade,
+)
 from research.report.runs import Arm, Round, Run
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart, in an order whose
-# neighbours also differ in lightness; line styles repeat the distinction in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-STYLES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-CONTROL = {"color": "#555555", "linestyle": "--"}
-INK = "#333333"
 POOL, SELECTED = "#9aa5b1", "#D55E00"
-DOTS_PER_INCH = 160
-FONT = "STIXGeneral"  # comes with matplotlib, and looks like the page
-SIZE, SMALL = 10.5, 9.5  # points
 NAMES = {
     "loss_nats": "loss (nats a token)",
     "perplexity": "perplexity",
@@ -42,32 +39,20 @@ def label_of(metric: str) -> str:
     return NAMES.get(metric, metric.replace("_", " ") + " (share)")
 
 
-def look_of(arms: Sequence[Arm], control: str) -> dict[str, dict]:
-    """Give every arm its colour and line style, the same in all figures; the control is grey."""
-    others = [arm.name for arm in arms if arm.name != control]
-    return {control: CONTROL} | {
-        name: {
-            "color": COLOURS[index % len(COLOURS)],
-            "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
-        }
-        for index, name in enumerate(others)
-    }
-
-
 def training_loss(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
     """Draw each arm's training loss: mean over seeds, band from the lowest to the highest seed."""
-    figure, (axes,) = _figure(1, width=7.0, height=2.9)
+    figure, (axes,) = canvas(1, width=7.0, height=2.9)
     drawn = 0
     for arm in arms:
-        steps, values = _over_runs(arm.runs, lambda run: run.series("loss_nats"))
+        steps, values = over_runs(arm.runs, lambda run: run.series("loss_nats"))
         if not len(steps):
             continue
         drawn += 1
         axes.plot(steps, np.nanmean(values, axis=0), label=arm.name, lw=1.4, **look[arm.name])
-        _band(axes, steps, np.nanmin(values, 0), np.nanmax(values, 0), look[arm.name])
+        shade(axes, steps, np.nanmin(values, 0), np.nanmax(values, 0), look[arm.name])
     axes.set(xlabel="step (updates)", ylabel="training loss (nats a token)")
-    _legend(axes, drawn)
-    return _png(figure) if drawn else None
+    explain(axes, drawn)
+    return encoded(figure) if drawn else None
 
 
 def learning_curves(
@@ -80,7 +65,7 @@ def learning_curves(
     against = [("step (updates)", lambda run, step: step)]
     if any(sum(run.flops()) for arm in arms for run in arm.runs):
         against.append(("compute with scoring (FLOP)", lambda run, step: sum(run.flops(step))))
-    figure, panels = _figure(len(against), width=7.0, height=2.9)
+    figure, panels = canvas(len(against), width=7.0, height=2.9)
     drawn = 0
     for axes, (what, place) in zip(panels, against, strict=True):
         drawn = sum(
@@ -90,8 +75,8 @@ def learning_curves(
     if len(panels) > 1:
         panels[1].xaxis.set_major_formatter(EngFormatter())
         panels[1].set_ylabel("")
-    _legend(panels[0], drawn)
-    return _png(figure) if drawn else None
+    explain(panels[0], drawn)
+    return encoded(figure) if drawn else None
 
 
 def _learning_curve(
@@ -110,7 +95,7 @@ def _learning_curve(
     x = [np.mean(places) for places, _ in steps]
     mean = [np.mean(values) for _, values in steps]
     axes.plot(x, mean, marker="o", ms=3, lw=1.4, label=arm.name, **look)
-    _band(axes, x, [min(values) for _, values in steps], [max(values) for _, values in steps], look)
+    shade(axes, x, [min(values) for _, values in steps], [max(values) for _, values in steps], look)
     return True
 
 
@@ -119,7 +104,7 @@ def coverage(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
     arms = [arm for arm in arms if any(len(run.rounds) > 1 for run in arm.runs)]
     if not arms:
         return None
-    figure, (new, ever) = _figure(2, width=7.0, height=2.7)
+    figure, (new, ever) = canvas(2, width=7.0, height=2.7)
     for arm in arms:
         shares = [selection_history(run.rounds) for run in arm.runs if run.rounds]
         length = min(len(history) for history in shares)
@@ -131,8 +116,8 @@ def coverage(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:
     ever.set(xlabel="round", ylabel="pool ever selected (share)", ylim=(-0.03, 1.03))
     for axes in (new, ever):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend(ever, len(arms))
-    return _png(figure)
+    explain(ever, len(arms))
+    return encoded(figure)
 
 
 def selection_history(rounds: Sequence[Round]) -> np.ndarray:
@@ -152,12 +137,12 @@ def curriculum(arm: Arm) -> bytes | None:
     runs = [run for run in arm.runs if any(np.isfinite(r.scores).any() for r in run.rounds)]
     if not runs:
         return None
-    figure, panels = _figure(4, width=7.0, height=5.4, rows=2)
+    figure, panels = canvas(4, width=7.0, height=5.4, rows=2)
     _score_spread(panels[0], runs)
     _last_choice(panels[1], runs)
     _score_against_loss(panels[2], runs)
     _score_memory(panels[3], runs)
-    return _png(figure)
+    return encoded(figure)
 
 
 def _score_spread(axes: Axes, runs: Sequence[Run]) -> None:
@@ -187,7 +172,7 @@ def _score_spread(axes: Axes, runs: Sequence[Run]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
-    _title(axes, "Pool and selection by round")
+    entitle(axes, "Pool and selection by round")
 
 
 def _last_choice(axes: Axes, runs: Sequence[Run]) -> None:
@@ -199,8 +184,8 @@ def _last_choice(axes: Axes, runs: Sequence[Run]) -> None:
     axes.hist(scores, bins=bins, color=POOL, alpha=0.6, label="pool")
     axes.hist(last.scores[last.selected], bins=bins, color=SELECTED, alpha=0.75, label="selected")
     axes.set(xlabel=f"score when round {last.number} opened (nats)", ylabel="examples")
-    _legend(axes, 2)
-    _title(axes, f"What round {last.number} selected, seed {runs[0].seed}")
+    explain(axes, 2)
+    entitle(axes, f"What round {last.number} selected, seed {runs[0].seed}")
 
 
 def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
@@ -210,7 +195,7 @@ def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
         xlabel="score when the round opened (nats)", ylabel="loss when trained on (nats a token)"
     )
     if not len(found):
-        _title(axes, "Score and loss: no losses were recorded")
+        entitle(axes, "Score and loss: no losses were recorded")
         return
     last = max(found[:, 0].max(), 1)
     for number_ in np.unique(found[:, 0]):
@@ -219,7 +204,7 @@ def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
         label = f"round {number_:.0f}" if number_ in (0, last) else None
         axes.scatter(*points.T, s=6, color=colour, alpha=_faint(len(found)), lw=0, label=label)
     axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, markerscale=2, handletextpad=0.1)
-    _title(axes, f"Score and loss within rounds: {_rank(agreement(runs))}")
+    entitle(axes, f"Score and loss within rounds: {_rank(agreement(runs))}")
 
 
 def agreement(runs: Sequence[Run]) -> Estimate:
@@ -262,7 +247,7 @@ def _score_memory(axes: Axes, runs: Sequence[Run]) -> None:
     low, high = np.nanmin([first, last]), np.nanmax([first, last])
     axes.plot([low, high], [low, high], color=INK, lw=0.7, ls=":")
     axes.set(xlabel="score in round 0 (nats)", ylabel=f"score in round {number} (nats)")
-    _title(axes, f"First and last score: {_rank(spearman(first, last))}")
+    entitle(axes, f"First and last score: {_rank(spearman(first, last))}")
 
 
 def _rank(found: Estimate) -> str:
@@ -272,49 +257,3 @@ def _rank(found: Estimate) -> str:
 def _faint(count: int) -> float:
     """Opacity at which `count` points on one panel do not merge into a blot."""
     return float(np.clip(60 / np.sqrt(max(count, 1)) / 6, 0.08, 0.8))
-
-
-def _over_runs(runs: Sequence[Run], series: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Give (steps, values [runs, steps]) over all recorded steps; NaN where a run has none."""
-    found = [series(run) for run in runs]
-    steps = np.unique(np.concatenate([x for x, _ in found])) if found else np.zeros(0)
-    values = np.full((len(found), len(steps)), np.nan)
-    for row, (x, y) in zip(values, found, strict=True):
-        row[np.searchsorted(steps, x)] = y
-    return steps, values
-
-
-def _figure(count: int, *, width: float, height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = np.ravel(figure.subplots(rows, count // rows))
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(INK)
-        axes.tick_params(colors=INK, labelsize=SMALL)
-        axes.xaxis.label.set(color=INK, size=SIZE)
-        axes.yaxis.label.set(color=INK, size=SIZE)
-        axes.grid(True, color="#e6e6e6", lw=0.6)
-        axes.set_axisbelow(True)
-    return figure, list(panels)
-
-
-def _band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, look: dict) -> None:
-    axes.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    if entries > 1:
-        axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=SMALL, color=INK)
-
-
-def _png(figure: Figure) -> bytes:
-    for text in figure.findobj(Text):
-        text.set_fontfamily(FONT)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()

@@ -11,9 +11,10 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from research.report import figures, sentences, tables
+from research.report import figures, routing_page, sentences, tables
 from research.report.comparison import Standing, compare, evaluations_of
 from research.report.document import Document, Plot, Section, Table, listed
+from research.report.drawing import look_of
 from research.report.lines import write_whole
 from research.report.page import render
 from research.report.runs import Arm, read_arms
@@ -56,10 +57,12 @@ def compose(arms: Sequence[Arm], control: str) -> Document:
         Section(
             heading="What the comparison says",
             sentences=sentences.findings(arms, standings, control),
+            brief=True,
         ),
         _arms_section(arms, standings, control),
         _learning_section(arms, control),
         _curriculum_section(arms, control),
+        routing_page.section(arms, look_of(arms, control)),
         Section(
             heading="The runs",
             sentences=sentences.state_of(arms),
@@ -87,11 +90,11 @@ def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: s
     )
     found += tables.all_metrics(arms)
     found.append(tables.budgets(arms))
-    return Section(heading="The arms", tables=tuple(found))
+    return Section(heading="The arms", tables=tuple(found), brief=True)
 
 
 def _learning_section(arms: Sequence[Arm], control: str) -> Section:
-    look = figures.look_of(arms, control)
+    look = look_of(arms, control)
     drawn = [
         _plot(
             "loss",
@@ -112,7 +115,7 @@ def _learning_section(arms: Sequence[Arm], control: str) -> Section:
 
 
 def _curriculum_section(arms: Sequence[Arm], control: str) -> Section:
-    look = figures.look_of(arms, control)
+    look = look_of(arms, control)
     drawn = [
         _plot(
             "coverage",
@@ -143,9 +146,9 @@ def _plot(name: str, png: bytes | None, caption: str) -> Plot | None:
 
 
 def terminal(document: Document, page: Path) -> RenderableType:
-    """Give the findings, the tables of arms and where the page is, for a terminal."""
+    """Give what is brief, and where the page is, for a terminal."""
     parts: list[RenderableType] = [Text(document.title, style="bold"), Text(document.subtitle)]
-    for section in document.sections[:2]:
+    for section in (section for section in document.sections if section.brief):
         parts += [Padding(Text(sentence), (1, 0, 0, 2)) for sentence in section.sentences]
         parts += [Padding(_rich(table), (1, 0, 0, 2)) for table in section.tables]
     parts.append(Padding(Text(f"Written: {page}"), (1, 0, 0, 0)))

@@ -46,12 +46,14 @@ class Run:
 
     Attributes:
       experiment: the described experiment.
+      architecture: the described architecture that it resolved to; empty where none was written.
       starts: for each time it was started, command, code, versions and devices.
       torn: files whose last line a kill cut off; that line is left out.
     """
 
     path: Path
     experiment: Mapping[str, Any]
+    architecture: Mapping[str, Any]
     starts: tuple[Mapping[str, Any], ...]
     metrics: tuple[Line, ...]
     timing: tuple[Line, ...]
@@ -187,7 +189,8 @@ def read_run(folder: Path) -> Run:
     Raises:
       ValueError: a file is malformed, with its name and line.
     """
-    experiment = _document(folder / "experiment.json").get("experiment", {})
+    described = _document(folder / "experiment.json")
+    experiment = described.get("experiment", {})
     if not {"name", "seed"} <= experiment.keys():
         raise ValueError(
             f"{folder / 'experiment.json'}: expected an experiment with name and seed in it"
@@ -198,6 +201,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         path=folder,
         experiment=experiment,
+        architecture=described.get("architecture", {}),
         starts=tuple(_document(run_json)) if run_json.exists() else (),
         metrics=tuple(metrics),
         timing=tuple(timing),

@@ -32,6 +32,8 @@ METHOD = (
 
 def findings(arms: Sequence[Arm], standings: Sequence[Standing], control: str) -> tuple[str, ...]:
     """Say what each comparison shows, what it could have shown, and whether budgets were equal."""
+    if not standings and any(run.evaluations for arm in arms for run in arm.finished):
+        return ("No evaluation asked which arm is better, so nothing is compared.",)
     if not standings:
         return ("No finished run has been evaluated, so nothing can be compared yet.",)
     said = [_finding(standing, control) for standing in standings]

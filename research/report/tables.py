@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from research.report.comparison import Standing, over_seeds
+from research.report.comparison import Standing, evaluations_of, over_seeds
 from research.report.document import (
     MISSING,
     Table,
@@ -83,7 +83,10 @@ def item_by_item(rows: Sequence[Standing], control: str) -> Table:
 def all_metrics(arms: Sequence[Arm]) -> list[Table]:
     """Tabulate every metric and slice of every evaluation, mean over seeds."""
     found: dict[str, dict[tuple[str, str], None]] = {}
+    asked = evaluations_of(arms)
     for line in (line for arm in arms for run in arm.finished for line in run.evaluations):
+        if line["name"] not in asked:
+            continue
         rows = found.setdefault(line["name"], {})
         rows |= {("", metric): None for metric in line["metrics"]}
         for slice_, metrics in line.get("slices", {}).items():
