@@ -415,6 +415,38 @@ def harness(
     _say(f"written: {out}")
 
 
+@app.command(rich_help_panel=MODEL)
+def upcycle(
+    model: ModelFolder,
+    experts: Annotated[int, typer.Option(min=2, help="Copies of each feed-forward.")],
+    per_token: Annotated[int, typer.Option(min=1, help="Experts that a token takes.")],
+    to: Annotated[Path, typer.Option(help="The folder to write; new or empty.")],
+    router: Annotated[
+        str, typer.Option(help="softmax, or sigmoid with the bias of loss-free balancing.")
+    ] = "softmax",
+    router_std: Annotated[
+        float, typer.Option(min=0, help="Of the routers' normal draw; 0: indifferent routers.")
+    ] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of the routers.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, of the weights.")] = "float32",
+) -> None:
+    """Write a dense model as a mixture of experts that starts as the same model."""
+    from launch.upcycle import upcycle as run
+
+    family = run(
+        model,
+        to,
+        experts=experts,
+        per_token=per_token,
+        router=router,
+        router_std=router_std,
+        seed=seed,
+        dtype=dtype,
+        console=console,
+    )
+    _say(f"written: {to}, a {family} model")
+
+
 def _say(text: str) -> None:
     """Print a line whole, whatever is in it and however wide the terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

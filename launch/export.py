@@ -198,10 +198,17 @@ def best_run(folder: Path, metric: str, lower_is_better: bool) -> Path:
 
 def largest_difference(model: Transformer, one: Any, other: Any) -> float:
     """Give max |logits of one - logits of other| over a batch of random tokens."""
+    batch = probe(model)
+    logits = jax.jit(lambda params: model.apply(params, batch).logits())
+    return float(jnp.max(jnp.abs(logits(one) - logits(other))))
+
+
+def probe(model: Transformer) -> Batch:
+    """Make a batch of random tokens, on which logits are compared."""
     rows, length = PROBE_SHAPE[0] * model.place.num_row_shards, PROBE_SHAPE[1]
     tokens_BT = jax.random.randint(jax.random.key(0), (rows, length), 0, model.arch.vocab_size)
     zeros_BT = jnp.zeros_like(tokens_BT)
-    batch = Batch(
+    return Batch(
         tokens_BT=tokens_BT,
         targets_BT=zeros_BT,
         weights_BT=zeros_BT.astype(jnp.float32),
@@ -209,5 +216,3 @@ def largest_difference(model: Transformer, one: Any, other: Any) -> float:
         segments_BT=zeros_BT + 1,
         ids_BZ=jnp.zeros((rows, 1), jnp.int32),
     )
-    logits = jax.jit(lambda params: model.apply(params, batch).logits())
-    return float(jnp.max(jnp.abs(logits(one) - logits(other))))

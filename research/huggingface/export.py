@@ -41,6 +41,7 @@ def save(
     *,
     dtype: str | None = None,
     source: str | Path | None = None,
+    family: Family | None = None,
     tokenizer_folder: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
@@ -53,6 +54,7 @@ def save(
       dtype: of the stored weights; None: the model's `param_dtype`.
       source: the folder that the model came from: its family, token ids and generation settings
         (and, unless `tokenizer_folder` is given, its tokenizer) are carried over.
+      family: where it is another than the source's, as of an upcycled model.
       tokenizer_folder: a folder with tokenizer files, or one SentencePiece `.model`.
       max_shard_bytes: the host holds so many bytes of weights at once.
 
@@ -67,7 +69,7 @@ def save(
         )
     dtype = dtype or model.compute.param_dtype
     origin = {} if source is None else read_json(Path(source) / "config.json")
-    family = family_of(model.arch, source)
+    family = family or family_of(model.arch, source)
     config = _config(family, model, origin, dtype)
     _require_plain(params)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -141,14 +143,19 @@ def _write_weights(
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         name = SINGLE_NAME if single else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        arrays = {parts[0].name: foreign_value(params, *parts, dtype=dtype) for parts in shard}
-        save_file(arrays, folder / name, metadata={"format": "pt"})
+        _write_shard(folder / name, shard, params, dtype)
         shutil.copymode(folder / "config.json", folder / name)  # the library makes it private
-        weight_map |= dict.fromkeys(arrays, name)
+        weight_map |= dict.fromkeys((parts[0].name for parts in shard), name)
     if len(shards) > 1:
         count = sum(math.prod(parts[0].shape) for parts in tensors)
         metadata = {"total_parameters": count, "total_size": count * dtype.itemsize}
         _write_json(folder / INDEX_NAME, {"metadata": metadata, "weight_map": weight_map})
+
+
+def _write_shard(file: Path, shard: list[list[Tensor]], params: Params, dtype: np.dtype) -> None:
+    """Write one file; its tensors are on the host no longer than this takes."""
+    arrays = {parts[0].name: foreign_value(params, *parts, dtype=dtype) for parts in shard}
+    save_file(arrays, file, metadata={"format": "pt"})
 
 
 def _shards(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from research.core.axes import declared
 from research.models.architecture import Moe
+from research.models.moe.experts import router_names
 from research.models.parameters import parameter
 from research.models.transformer import Params, Transformer
 
@@ -40,6 +41,7 @@ def upcycle(
         *(["shared_dim must be 0, a copy more would change it"] if moe.shared_dim else []),
         *([f"expert_bias must be {dense.ffw_bias}"] if moe.expert_bias != dense.ffw_bias else []),
     ]
+    moe.router.require(moe.num_experts, moe.experts_per_token)
     if problems:
         raise ValueError(f"this model cannot be upcycled to {moe}: {'; '.join(problems)}")
     arch = dataclasses.replace(dense, moe=moe)
@@ -58,7 +60,9 @@ def upcycle(
             return held
         key = jax.random.fold_in(key, layer)
         sizes = {"D": dense.model_dim, "E": moe.num_experts}
-        router = {"router_D_E": parameter("router_D_E", key, sizes, router_std).get_value()}
+        router = {
+            name: parameter(name, key, sizes, router_std).get_value() for name in router_names(moe)
+        }
         copies = {
             _banked(name): jnp.broadcast_to(leaf, (moe.num_experts, *leaf.shape))
             for name, leaf in held["ffw"].items()

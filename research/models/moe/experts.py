@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from research.core.layout import Placement
 from research.core.records import RouterStatistics
 from research.core.weights import contract, value_of
-from research.models.architecture import Architecture
+from research.models.architecture import Architecture, Moe
 from research.models.feedforward import FeedForward
 from research.models.moe.bank import Experts
 from research.models.moe.dispatch import Dispatch
@@ -36,10 +36,7 @@ class MixtureOfExperts(nnx.Module):
         moe.router.require(moe.num_experts, moe.experts_per_token)
         self.arch, self.place = arch, place
         sizes: Mapping[str, int] = arch.sizes | {"E": moe.num_experts, "F": moe.expert_dim}
-        names = ["router_D_E"] if moe.router.needs_logits else []
-        names += ["router_bias_E"] if moe.router_bias else []
-        names += ["router_correction_E"] if moe.router.needs_correction else []
-        for name in [*names, *bank_names(arch)]:
+        for name in [*router_names(moe), *bank_names(arch)]:
             setattr(self, name, parameter(name, key, sizes, arch.init_std))
         if moe.shared_dim:
             self.shared = FeedForward(jax.random.fold_in(key, 0), arch, place, moe.shared_dim)
@@ -81,6 +78,15 @@ class MixtureOfExperts(nnx.Module):
         if moe.router_bias:
             logits_ME = logits_ME + value_of(self.router_bias_E).astype(jnp.float32)
         return logits_ME
+
+
+def router_names(moe: Moe) -> list[str]:
+    """Name the parameters of a layer's router."""
+    return [
+        *(["router_D_E"] if moe.router.needs_logits else []),
+        *(["router_bias_E"] if moe.router_bias else []),
+        *(["router_correction_E"] if moe.router.needs_correction else []),
+    ]
 
 
 def bank_names(arch: Architecture) -> list[str]:
