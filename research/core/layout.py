@@ -296,7 +296,7 @@ def _scattered(spec: P, dtype: Any, _: None, bar: jax.Array) -> tuple[jax.Array]
     for dim, axes in enumerate(spec):
         if axes is not None:
             bar = jax.lax.psum_scatter(bar, axes, scatter_dimension=dim, tiled=True)
-    return (jax.lax.optimization_barrier(bar),)
+    return (bar,)
 
 
 _gathered.defvjp(lambda spec, dtype, shard: (_gathered(spec, dtype, shard), None), _scattered)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from research.core.axes import declared
 from research.core.layout import Placement
 from research.core.weights import contract
 
@@ -50,8 +51,8 @@ class Output:
 
     Attributes:
       hidden_BTD: final hidden states, after the last norm.
-      head: the output matrix (`head_D_V`, or the tied `embed_V_D`), possibly a low-rank leaf.
-      equation: the einsum that makes logits from hidden states and head.
+      head: the output matrix, possibly a low-rank leaf.
+      head_name: its name: `head_D_V`, or the tied `embed_V_D`.
       logit_scale: factor on the logits.
       soft_cap: c in c * tanh(logits / c), or None.
       chunk_tokens: positions a row whose logits `token_statistics` may hold at once; None: all.
@@ -62,7 +63,7 @@ class Output:
     hidden_BTD: Float[Array, "B T D"]
     head: Any
     router: Any = None
-    equation: str = dataclasses.field(default="BTD,DV->BTV", metadata={"static": True})
+    head_name: str = dataclasses.field(default="head_D_V", metadata={"static": True})
     logit_scale: float = dataclasses.field(default=1.0, metadata={"static": True})
     soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
     chunk_tokens: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -74,7 +75,8 @@ class Output:
 
     def project(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Give the float32 logits of some hidden states."""
-        logits_BTV = contract(self.equation, hidden_BTD, self.head).astype(jnp.float32)
+        equation = f"BTD,{declared(self.head_name).letters}->BTV"
+        logits_BTV = contract(equation, hidden_BTD, self.head).astype(jnp.float32)
         logits_BTV = logits_BTV * self.logit_scale if self.logit_scale != 1.0 else logits_BTV
         if self.soft_cap is None:
             return logits_BTV

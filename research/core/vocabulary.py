@@ -41,12 +41,14 @@ def token_statistics(
     Source: H = ln S - W/S as in `entropy_of_logits`; the exponentials are shared.
     """
 
-    def walk(head: Any, hidden_BTD: jax.Array, targets_BT: jax.Array) -> tuple:
+    def walk(weights: Any, hidden_BTD: jax.Array, targets_BT: jax.Array) -> tuple:
+        head = weights[output.head_name]
         return _walk(dataclasses.replace(output, head=head, hidden_BTD=hidden_BTD), targets_BT)
 
+    weights, hidden_BTD = {output.head_name: output.head}, output.hidden_BTD
     if output.place is None:
-        return walk(output.head, output.hidden_BTD, targets_BT)
-    return output.place.by_rows(walk, output.head, output.hidden_BTD, targets_BT)
+        return walk(weights, hidden_BTD, targets_BT)
+    return output.place.by_rows(walk, weights, hidden_BTD.dtype, hidden_BTD, targets_BT)
 
 
 def _walk(output: Output, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

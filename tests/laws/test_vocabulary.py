@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_log_softmax(chunk_tokens, soft_cap):
 
 def test_a_tied_head_gets_the_same_numbers_and_the_transposed_gradient():
     hidden_BTD, head_DV, targets_BT = example(2)
-    tied = {"equation": "BTD,VD->BTV"}
+    tied = {"head_name": "embed_V_D"}
     for one, other in zip(
         statistics(hidden_BTD, head_DV, targets_BT),
         statistics(hidden_BTD, head_DV.T, targets_BT, **tied),
