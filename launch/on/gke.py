@@ -247,7 +247,8 @@ class Gke:
         """Give a pod: one container, the bucket, and room for shared memory."""
         where, spot = self.node_selector(), "cloud.google.com/gke-spot"
         tolerated = {"key": spot, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-        attributes = {"bucketName": self.bucket, "mountOptions": "implicit-dirs"}
+        options = "implicit-dirs,metadata-cache:ttl-secs:0"  # one hears of another by files there
+        attributes = {"bucketName": self.bucket, "mountOptions": options}
         bucket = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
         device = "google.com/tpu" if self.is_tpu else "nvidia.com/gpu"
         limits = {"limits": {device: self.devices_per_node}} if self.devices_per_node else {}

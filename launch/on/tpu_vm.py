@@ -15,6 +15,7 @@ from research.core.parts import part, require
 
 TPUS = ("gcloud", "compute", "tpus")
 MOUNT = "maktab/bucket"  # below the home folder of a worker
+FUSE = "--implicit-dirs --metadata-cache-ttl-secs=0"  # one hears of another by files there
 POLL_S = 30.0
 THERE = ("ACTIVE", "READY")
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "STARTING")
@@ -170,7 +171,7 @@ class TpuVm:
         """Mount the bucket, verify and install, on all workers of a slice at once."""
         script = (
             f"set -e; mkdir -p {MOUNT}; command -v gcsfuse > /dev/null || {{ {GCSFUSE}; }}; "
-            f"mountpoint -q {MOUNT} || gcsfuse --implicit-dirs {self.bucket} {MOUNT}; "
+            f"mountpoint -q {MOUNT} || gcsfuse {FUSE} {self.bucket} {MOUNT}; "
             f"exec python3 {MOUNT}/{job.home}/worker.py prepare --alone "
             f"--scratch maktab/{job.name} --runs {MOUNT}/runs"
         )

@@ -108,6 +108,8 @@ def ended(env: dict[str, str], number: int, within_s: float = 300.0) -> str:
         job = said(env, "scontrol", "show", "job", str(number))
         if not any(f"JobState={state}" in job for state in ("PENDING", "RUNNING", "COMPLETING")):
             return job
+        if "Reason=BeginTime" in job:  # Slurm holds a requeued job for two minutes
+            said(env, "scontrol", "update", f"jobid={number}", "StartTime=now")
         if time.monotonic() > until:
             raise TimeoutError(f"job {number} has not ended after {within_s:.0f} s:\n{job}")
         time.sleep(1)
