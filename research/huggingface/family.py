@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research.core.axes import declared
@@ -251,15 +252,17 @@ def _entry_on_host(params: Any, tensor: Tensor) -> np.ndarray:
     leaf = params
     for key in tensor.path:
         leaf = leaf[key]
-    if tensor.entry:
-        leaf = leaf[tensor.entry] if isinstance(leaf, np.ndarray) else _entry(leaf, tensor.entry)
-    return np.asarray(leaf)
+    own = leaf[tensor.entry] if isinstance(leaf, np.ndarray) else _entry(leaf, tensor.entry)
+    return np.asarray(own)
 
 
 @jax.jit
 def _entry(leaf: jax.Array, entry: tuple[jax.Array, ...]) -> jax.Array:
-    """Take one entry of the leading axes; compiled once a shape, not once a layer."""
-    return leaf[entry]
+    """Copy one entry of the leading axes; compiled once a shape, not once a layer.
+
+    A copy, because an array keeps what the host has once seen of it.
+    """
+    return jnp.copy(leaf[entry])
 
 
 def to_foreign(tensor: Tensor, value: np.ndarray) -> np.ndarray:

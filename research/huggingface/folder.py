@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import fnmatch
 import functools
 import itertools
 import json
+import math
 import re
-import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from research.huggingface import mxfp4
 from research.huggingface.families.known import family_for, family_named
 from research.huggingface.family import (
     Family,
     Names,
-    Region,
     Tensor,
     foreign_of,
     from_foreign,
     read_architecture,
     tensors_of,
 )
+from research.huggingface.stored import Reader, Stored, stored_tensors
 from research.models.architecture import Architecture
 from research.models.transformer import Params, Transformer
 
@@ -40,23 +39,10 @@ SINGLE_NAME = "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16", mxfp4.DTYPE)
 DERIVED = ("*rotary_emb.inv_freq",)
 """Tensors that old checkpoints store although they follow from the config."""
+HOST_BYTES = 2**28
+"""How much of a shard is on the host at once: a quarter of a GiB keeps a disk and a link busy."""
 _SHOWN = 5
 _EXPERT = re.compile(r"(?<=experts\.)\d+(?=\.)")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
-    """Where a tensor lies: its file and name there, its safetensors dtype and its shape.
-
-    Attributes:
-      scales: where the scales of an MXFP4 tensor lie; it is then of the shape that it stands for.
-    """
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    scales: Stored | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +78,7 @@ def open_folder(path: str | Path) -> Folder:
         config=config,
         family=family,
         architecture=architecture,
-        tensors=stored_tensors(path, config),
+        tensors=stored_tensors(weight_files(path), config),
     )
 
 
@@ -152,71 +138,6 @@ def weight_files(path: Path) -> tuple[Path, ...]:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise FileNotFoundError(f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}")
-
-
-def stored_tensors(path: Path, config: Mapping[str, Any]) -> dict[str, Stored]:
-    """List where the tensors of a folder lie; MXFP4 ones as the tensors that they stand for.
-
-    Raises:
-      FileNotFoundError, ValueError: a weight file is missing or damaged.
-    """
-    tensors: dict[str, Stored] = {}
-    for file in weight_files(path):
-        tensors |= _read_header(file)
-    return _unpacked(tensors) if mxfp4.is_used(config) else tensors
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    """List the tensors of one safetensors file.
-
-    Raises:
-      ValueError: the file is cut off or is no safetensors file.
-    """
-    try:
-        with safe_open(file, framework="np") as held:
-            slices = {name: held.get_slice(name) for name in held.keys()}  # noqa: SIM118
-            return {
-                name: Stored(
-                    file=file, name=name, dtype=view.get_dtype(), shape=tuple(view.get_shape())
-                )
-                for name, view in slices.items()
-            }
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read: {_damage(file)} ({error})") from error
-
-
-def _unpacked(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Present each pair of MXFP4 blocks and scales as the one tensor that it stands for."""
-    found = dict(tensors)
-    for name in tensors:
-        plain = name.removesuffix(mxfp4.BLOCKS)
-        if plain != name and plain + mxfp4.SCALES in tensors:
-            blocks, scales = found.pop(name), found.pop(plain + mxfp4.SCALES)
-            packed = {blocks.dtype, scales.dtype} == {"U8"}
-            found[plain] = dataclasses.replace(
-                blocks,
-                dtype=mxfp4.DTYPE if packed else blocks.dtype,
-                shape=mxfp4.unpacked_shape(plain, blocks.shape, scales.shape),
-                scales=scales,
-            )
-    return found
-
-
-def _damage(file: Path) -> str:
-    """Say what is wrong with a safetensors file: 8 bytes of header size, JSON header, data."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + header_bytes > size:
-            return f"its header does not fit into its {size} bytes; it is cut off or another format"
-        try:
-            header = json.loads(stream.read(header_bytes))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return "its header is not a safetensors header; it is damaged or another format"
-    expected = 8 + header_bytes + max(ends, default=0)
-    return f"it has {size} bytes, but its header describes {expected}; fetch it again"
 
 
 def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:
@@ -334,7 +255,7 @@ def _tied_copy(folder: Folder, names: Names) -> str | None:
     head, table = (foreign_of(names[name]).name for name in ("head_D_V", "embed_V_D"))
     if head not in folder.tensors or table not in folder.tensors:
         return None
-    with _Reader(folder) as reader:
+    with Reader(folder.tensors) as reader:
         rows = folder.tensors[table].shape[0]
         some = [slice(start, min(start + 4096, rows)) for start in range(0, rows, 4096)]
         same = folder.tensors[head].shape == folder.tensors[table].shape and all(
@@ -349,34 +270,6 @@ def _tied_copy(folder: Folder, names: Names) -> str | None:
     return head
 
 
-class _Reader(contextlib.ExitStack):
-    """Ranges of stored tensors; each file is opened once."""
-
-    def __init__(self, folder: Folder):
-        super().__init__()
-        self._tensors, self._files = folder.tensors, {}
-
-    def read(self, name: str, region: Region) -> np.ndarray:
-        """Give one part of one tensor, as the numbers that it stands for."""
-        stored = self._tensors[name]
-        if stored.scales is None:
-            return self._stored(stored, region)
-        return mxfp4.read(
-            region,
-            functools.partial(self._stored, stored),
-            functools.partial(self._stored, stored.scales),
-        )
-
-    def _stored(self, stored: Stored, region: Region) -> np.ndarray:
-        """Read from a file; a step of the last axis from its whole range, which is 40x faster."""
-        if stored.file not in self._files:
-            self._files[stored.file] = self.enter_context(safe_open(stored.file, framework="np"))
-        view, last = self._files[stored.file].get_slice(stored.name), region[-1]
-        if not isinstance(last, slice) or last.step in (None, 1):
-            return view[region]
-        return view[(*region[:-1], slice(last.start, last.stop))][..., :: last.step]
-
-
 def load(
     folder: Folder | str | Path,
     model: Transformer,
@@ -385,7 +278,7 @@ def load(
     """Read the weights of a folder straight into the shards of a model's placement.
 
     Every shard of every leaf is read by byte range, stacked over L and cast to
-    `compute.param_dtype`; the host holds one shard of one leaf at a time.
+    `compute.param_dtype`; the host holds `HOST_BYTES` of one shard at a time.
 
     Args:
       held: leaves by their path that are there already, and are not read.
@@ -398,7 +291,7 @@ def load(
     for tensor in match(folder, model):
         sources.setdefault(tensor.path, []).append(tensor)
     abstract = model.abstract()
-    with _Reader(folder) as reader:
+    with Reader(folder.tensors) as reader:
 
         def place(keys: tuple, leaf: Any, sharding: Any) -> jax.Array:
             path = tuple(str(key.key) for key in keys)
@@ -406,43 +299,78 @@ def load(
                 return held[path]
             tensors = sources[path]
             return _assemble(
-                leaf, sharding, lambda index: _read_shard(reader, tensors, leaf, index)
+                leaf, sharding, lambda index: _read_range(reader, tensors, leaf, index)
             )
 
         shardings = model.place.weights(abstract)
         return jax.tree_util.tree_map_with_path(place, abstract, shardings)
 
 
-def _read_shard(
-    reader: _Reader, tensors: list[Tensor], leaf: Any, index: tuple[slice, ...]
+def _read_range(
+    reader: Reader, tensors: list[Tensor], leaf: Any, index: tuple[slice, ...]
 ) -> np.ndarray:
-    """Read one shard of one leaf: the wanted range of each matrix that lies in it."""
+    """Read one range of one leaf: that of each matrix that lies in it."""
     depth = len(tensors[0].entry)
     if not depth:
         value = from_foreign(tensors[0], leaf.shape, index, reader.read)
         return np.ascontiguousarray(value, leaf.dtype)
     ranges = [range(*own.indices(size)) for own, size in zip(index, leaf.shape, strict=True)]
-    shard = np.empty([len(own) for own in ranges], leaf.dtype)
+    value = np.empty([len(own) for own in ranges], leaf.dtype)
     for tensor in tensors:
         if all(number in own for number, own in zip(tensor.entry, ranges, strict=False)):
             place = tuple(n - own.start for n, own in zip(tensor.entry, ranges, strict=False))
-            shard[place] = from_foreign(tensor, leaf.shape[depth:], index[depth:], reader.read)
-    return shard
+            value[place] = from_foreign(tensor, leaf.shape[depth:], index[depth:], reader.read)
+    return value
 
 
 def _assemble(
-    leaf: Any, sharding: Any, read_shard: Callable[[tuple[slice, ...]], np.ndarray]
+    leaf: Any, sharding: Any, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
     """Put each distinct shard on its devices, one after another; shared shards are read once."""
     devices: dict[tuple, list[Any]] = {}
-    ranges: dict[tuple, tuple[slice, ...]] = {}
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-        key = tuple(wanted.indices(size) for wanted, size in zip(index, leaf.shape, strict=True))
-        devices.setdefault(key, []).append(device)
-        ranges[key] = index
+        shard = tuple(own.indices(size)[:2] for own, size in zip(index, leaf.shape, strict=True))
+        devices.setdefault(shard, []).append(device)
     placed = []
-    for key, index in ranges.items():
-        shard = read_shard(index)
-        placed += [jax.device_put(shard, device) for device in devices[key]]
-        jax.block_until_ready(placed)
+    for shard, own in devices.items():
+        placed += _place([slice(*side) for side in shard], leaf.dtype, own, read)
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
+
+
+def _place(
+    shard: Sequence[slice],
+    dtype: Any,
+    devices: Sequence[Any],
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> list[jax.Array]:
+    """Put one shard on devices, in pieces along its first axis where it exceeds `HOST_BYTES`."""
+    rows, *rest = shard
+    shape = [side.stop - side.start for side in shard]
+    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    step = max(HOST_BYTES // max(row_bytes, 1), 1)
+    if shape[0] <= step:
+        whole = read((rows, *rest))
+        return jax.block_until_ready([jax.device_put(whole, device) for device in devices])
+    held = [jnp.zeros(shape, dtype, device=device) for device in devices]
+    for start in range(0, shape[0], step):
+        first = rows.start + start
+        held = _fill(
+            held, devices, read((slice(first, min(first + step, rows.stop)), *rest)), start
+        )
+    return held
+
+
+def _fill(
+    held: list[jax.Array], devices: Sequence[Any], piece: np.ndarray, start: int
+) -> list[jax.Array]:
+    """Write a piece into each device's array; nothing of it is on the host afterwards."""
+    pieces = [jax.device_put(piece, device) for device in devices]
+    return jax.block_until_ready(
+        [_filled(whole, part, start) for whole, part in zip(held, pieces, strict=True)]
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _filled(held: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+    """Write a piece into an array in place."""
+    return jax.lax.dynamic_update_slice_in_dim(held, piece, start, axis=0)

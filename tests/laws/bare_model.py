@@ -13,7 +13,8 @@ import numpy as np
 from research.core.layout import Placement
 from research.core.tree import unflatten
 from research.huggingface.family import Family, Names
-from research.huggingface.folder import Folder, stored_tensors
+from research.huggingface.folder import Folder, weight_files
+from research.huggingface.stored import stored_tensors
 from research.models.architecture import Stack
 
 
@@ -82,5 +83,5 @@ def bare_folder(path: Path, model: BareModel, family: Family, **config: Any) -> 
         config=config,
         family=family,
         architecture=model.arch,
-        tensors=stored_tensors(path, config),
+        tensors=stored_tensors(weight_files(path), config),
     )

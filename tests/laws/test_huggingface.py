@@ -6,8 +6,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -436,53 +434,6 @@ def test_loaded_shards_may_be_donated(tmp_path):
     bumped = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(params)
     for shard in bumped["final_norm_D"].addressable_shards:
         np.testing.assert_array_equal(shard.data, first)
-
-
-MEASURE = """
-import resource, sys, threading, time
-import jax
-from research.core.layout import Layout
-from research.huggingface.folder import load, open_folder
-from research.models.compute import Compute
-from research.models.transformer import Transformer
-
-def private_bytes():
-    status = open("/proc/self/status").read()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-model = Transformer(open_folder(sys.argv[1]).architecture, Layout().on(jax.devices()), Compute())
-jax.block_until_ready(jax.device_put(0.0))
-start, peak, done = private_bytes(), 0, threading.Event()
-def watch():
-    global peak
-    while not done.is_set():
-        peak = max(peak, private_bytes())
-        time.sleep(0.001)
-watcher = threading.Thread(target=watch)
-watcher.start()
-params = load(sys.argv[1], model)
-done.set()
-watcher.join()
-print(peak - start, sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
-      max(leaf.nbytes for leaf in jax.tree.leaves(params)))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux memory counters")
-def test_loading_never_holds_a_second_copy_on_the_host(tmp_path):
-    arch = dataclasses.replace(
-        models.tiny_llama(), model_dim=1024, ffw_dim=2730, num_layers=6, vocab_size=4096
-    )
-    write_folder(tmp_path / "m", arch, max_shard_bytes=50_000_000)
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "m")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    grown, total, largest = map(int, done.stdout.split())
-    assert total > 200_000_000
-    # On a CPU the device's copy is on the host too: the weights, and beside them at most the leaf
-    # that is being assembled and one layer's range of it as read and as transposed.
-    assert grown < total + 1.5 * largest
 
 
 def test_rope_theta_written_as_an_integer_is_the_same_model(tmp_path):
