@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,12 +80,8 @@ class Layout:
                 "so that their product divides the devices (or use -1 for one axis)"
             )
         names = tuple(name for name, _ in self.axes)
-        mesh = jax.make_mesh(  # orders a TPU's devices so that neighbours are linked
-            tuple(sizes),
-            names,
-            axis_types=(AxisType.Auto,) * len(names),
-            devices=devices[: math.prod(sizes)],
-        )
+        grid = _grid(tuple(sizes), devices[: math.prod(sizes)])
+        mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
         return Placement(self, mesh)
 
 
@@ -272,6 +269,30 @@ class Placement:
             axis_names=set(axes),
             check_vma=False,
         )(weights, *rows)
+
+
+def _grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Order devices so that neighbours are linked; slices of a TPU lie along the first axes.
+
+    Raises:
+      ValueError: the sizes cannot be cut along the slices.
+    """
+    slices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"} or {0}
+    left, outer = len(slices), []
+    for size in sizes:
+        outer.append(math.gcd(size, left))
+        left //= outer[-1]
+    if left > 1:
+        raise ValueError(
+            f"mesh {sizes} does not split along {len(slices)} slices; give an axis that spans them "
+            f"a multiple of {len(slices)}, such as pod(slices={len(slices)})"
+        )
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    inner = [size // share for size, share in zip(sizes, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, allow_split_physical_axes=True
+    )
 
 
 def _among(axes: tuple[str, ...], entry: Any) -> Any:
