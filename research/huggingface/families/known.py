@@ -69,7 +69,7 @@ def family_for(arch: Architecture) -> Family:
     """Give the first family whose `config.json` can say this architecture.
 
     Raises:
-      ValueError: none can; the error says what each would lose.
+      ValueError: none can; the error says what the nearest would lose.
     """
     lost = []
     for family in FAMILIES.values():
@@ -79,4 +79,5 @@ def family_for(arch: Architecture) -> Family:
             lost.append(str(error))
         else:
             return family
-    raise ValueError("no supported family can hold this architecture: " + " | ".join(lost))
+    nearest = " | ".join(sorted(lost, key=len)[:2])
+    raise ValueError(f"no supported family can hold this architecture; the nearest: {nearest}")
