@@ -45,10 +45,10 @@ def read(fields: Fields) -> Architecture:
     fields.expect("qk_head_dim", width, why="it is qk_nope_head_dim + qk_rope_head_dim")
     fields.expect("head_dim", latent.rotary_dim, why="it is qk_rope_head_dim in this family")
     rope = read_rope(fields, interleaved=bool(fields.take("rope_interleave", True)))
-    sizes = llama.read_sizes(fields, rope=rope)
+    sizes: dict[str, Any] = llama.read_sizes(fields, rope=rope) | {"head_dim": width}
     biased = bool(fields.take("attention_bias", False))
     return Architecture(
-        **sizes | {"head_dim": width},
+        **sizes,
         qkv_bias=biased,
         out_bias=biased,
         latent=latent,
