@@ -51,6 +51,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 def preempted(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm tells the command and its worker
     Path("runs/saved").touch()
     print("saved", flush=True)
     sys.exit(75)

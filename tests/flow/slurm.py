@@ -106,7 +106,8 @@ def ended(env: dict[str, str], number: int, within_s: float = 300.0) -> str:
     until = time.monotonic() + within_s
     while True:
         job = said(env, "scontrol", "show", "job", str(number))
-        if not any(f"JobState={state}" in job for state in ("PENDING", "RUNNING", "COMPLETING")):
+        coming = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        if "JobState=" in job and not any(f"JobState={state}" in job for state in coming):
             return job
         if "Reason=BeginTime" in job:  # Slurm holds a requeued job for two minutes
             said(env, "scontrol", "update", f"jobid={number}", "StartTime=now")

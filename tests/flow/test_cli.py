@@ -35,7 +35,7 @@ LOSS_TOLERANCE = 2e-4  # nats; float32 logits of another library differ by about
 NEAR = 1e-6  # relative; the same sums in another order
 START_S = 1.0  # what `maktab --help` may take of CPU time
 
-RUNS, MODELS = ("train", "sweep", "show"), ("score", "generate", "evaluate", "harness")
+RUNS, MODELS = ("train", "sweep", "launch", "show"), ("score", "generate", "evaluate", "harness")
 COMMANDS = (*RUNS, "report", "replay", "export", *MODELS)
 
 TEXT = "Once upon a time, there was a little girl"  # IDS[:13], the first of them BOS

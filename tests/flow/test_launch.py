@@ -637,6 +637,7 @@ def test_slurm_queues_a_preempted_job_again(checkout, tmp_path_factory):
         test = subprocess.run(["sbatch", "--test-only", script], env=env, timeout=30)
         assert test.returncode == 0
         wait_for(checkout / "runs" / "waits-0")
+        wait_for(home / "exit-1")
         slurm.said(env, "scancel", "--batch", "--signal=TERM", "1")
         job = slurm.ended(env, 1)
     assert "JobState=COMPLETED" in job
