@@ -58,8 +58,10 @@ def family_named(model_type: str | None, where: str) -> Family:
       ValueError: it is not supported.
     """
     if model_type not in FAMILIES:
+        text = f"{model_type}_text"
+        hint = f"; of {model_type} the text model alone is, as {text}" if text in FAMILIES else ""
         raise ValueError(
-            f"{where}: model_type={model_type!r} is not supported; supported are "
+            f"{where}: model_type={model_type!r} is not supported{hint}; supported are "
             f"{', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[model_type]
