@@ -8,12 +8,16 @@ import math
 import jax
 import jax.numpy as jnp
 
+from research.core.grouped_gpu import by_tiles
+
 # Rows that one loop step on a CPU costs beside its own (copying the expert's matrix, starting the
 # product), measured on 2 cores; 8 and 128: below and above, products get slower or waste more.
 CPU_STEP_ROWS, CPU_LEAST_BLOCK, CPU_MOST_BLOCK = 16, 8, 128
 
 
-def grouped_product(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, platform: str):
+def grouped_product(
+    x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, platform: str
+) -> jax.Array:
     """Multiply each expert's rows with its own matrix: y_m = x_m w_e(m).
 
     The first sizes_0 rows belong to expert 0, the next sizes_1 to expert 1, and so on; rows beyond
@@ -21,7 +25,7 @@ def grouped_product(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, platf
     number of experts.
 
     Args:
-      platform: of the placement the arrays live on: "cpu", "tpu" or "gpu".
+      platform: of the placement that the arrays live on: "cpu", "gpu" or "tpu".
 
     Raises:
       ValueError: there is no grouped kernel for the platform; see `missing_kernel`.
@@ -31,6 +35,8 @@ def grouped_product(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, platf
         raise ValueError(missing)
     if platform == "cpu":
         return _by_blocks(x_MI, w_EIO, sizes_E)
+    if platform == "gpu":
+        return by_tiles(x_MI, w_EIO, sizes_E, False)
     real_M1 = (jnp.arange(x_MI.shape[0]) < jnp.sum(sizes_E))[:, None]
     y_MO = jax.lax.ragged_dot(jnp.where(real_M1, x_MI, 0), w_EIO, sizes_E)
     return jnp.where(real_M1, y_MO, 0)
@@ -40,9 +46,10 @@ def missing_kernel(platform: str) -> str | None:
     """Say why a platform has no grouped product, and what to choose there; None: it has one.
 
     XLA's CPU and CUDA back-ends lower `jax.lax.ragged_dot` to a masked product over all experts,
-    whose cost grows with their number. On a CPU we walk blocks of rows instead.
+    whose cost grows with their number; so blocks of rows are walked on a CPU, tiles of them in
+    Triton on a GPU (`research/core/grouped_gpu.py`), and `ragged_dot` is for TPUs.
     """
-    if platform in ("cpu", "tpu"):
+    if platform in ("cpu", "tpu", "gpu"):
         return None
     return (
         f"there is no grouped product for platform {platform!r}: its stock lowering multiplies "
@@ -80,7 +87,9 @@ def _backward(kept: tuple, bar_MO: jax.Array) -> tuple[jax.Array, jax.Array, Non
 _by_blocks.defvjp(_forward, _backward)
 
 
-def _rows_product(x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contracted: int):
+def _rows_product(
+    x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contracted: int
+) -> jax.Array:
     """Walk every expert's rows in blocks; contract x with axis 0 or 1 of the expert's matrix.
 
     A block that reaches over its expert's rows leaves the rows of others as they are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,9 @@ class RouterStatistics:
     def summed(self) -> RouterStatistics:
         """Add the rows up: the same sums with one row, which add over micro-batches by leaf."""
         by_expert = {"load_BE", "probability_BE", "balanced_BE"}
-        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        held = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(cast(Any, self))
+        }
         return RouterStatistics(
             **{
                 name: value

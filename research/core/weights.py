@@ -6,7 +6,6 @@ model files never ask what kind of leaf they hold.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -52,14 +51,18 @@ def grouped(equation: str, x: jax.Array, w: Any, sizes_E: jax.Array, platform: s
     w = value_of(w)
     if hasattr(w, "grouped"):
         return w.grouped(equation, x, sizes_E, platform)
-    w_letters, out = equation.split(",")[1].split("->")
-    outputs = out[1:]
-    shape = w.shape[w.ndim - len(outputs) :]
-    inputs = w_letters[1 : len(w_letters) - len(outputs)]
-    width = math.prod(w.shape[1 : 1 + len(inputs)])
+    return _grouped(equation, x, w, sizes_E, platform)
+
+
+def _grouped(
+    equation: str, x: jax.Array, w: jax.Array, sizes_E: jax.Array, platform: str
+) -> jax.Array:
+    """Run the product on matrices: all inputs as one axis, all outputs as one."""
+    outputs = w.shape[w.ndim + 1 - len(equation.split("->")[1]) :]
+    width = x.size // x.shape[0]
     matrices = w.astype(x.dtype).reshape(w.shape[0], width, -1)
-    y = grouped_product(x.reshape(x.shape[0], width), matrices, sizes_E, platform)
-    return y.reshape(x.shape[0], *shape)
+    y = grouped_product(x.reshape(-1, width), matrices, sizes_E, platform)
+    return y.reshape(x.shape[0], *outputs)
 
 
 def _contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
