@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
+from typing import Any
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from research.core.axes import shape_of
+from research.core.layout import Layout
+from research.huggingface import folder as folder_module
 from research.huggingface.family import (
     Foreign,
     Tensor,
     by_name,
     foreign_value,
     from_foreign,
+    tensors_of,
 )
+from research.huggingface.folder import load
+from tests.laws.bare_model import BareModel, bare_family, bare_folder
 
 SIZES = {"V": 11, "S": 9, "D": 6, "K": 4, "G": 3, "H": 2, "E": 5, "F": 7}
 QKV, QUERY_KEY_VALUE = ("KGH", "KH", "KH"), ("query_D_KGH", "key_D_KH", "value_D_KH")
@@ -63,7 +72,7 @@ def spell(layout: str, num_layers: int = 2) -> tuple[dict[str, np.ndarray], list
     return params, tensors
 
 
-def write(params: dict[str, np.ndarray], tensors: list[Tensor]) -> dict[str, np.ndarray]:
+def write(params: dict[str, Any], tensors: list[Tensor]) -> dict[str, np.ndarray]:
     """Write every foreign tensor from its parts."""
     return {name: foreign_value(params, *parts) for name, parts in by_name(tensors).items()}
 
@@ -133,3 +142,128 @@ def test_gate_and_up_of_gpt_oss_alternate():
 def test_a_table_that_says_other_letters_is_refused():
     with pytest.raises(ValueError, match=r"key_D_KH.*outputs are 'KH'"):
         list(Foreign("qkv", of=QKV, index=0).tensors(("key_D_KH",), (), None, SIZES))
+
+
+# Folders
+
+
+SHAPES = {
+    "embed_V_D": (11, 6),
+    "layers/ffw/router_D_E": (6, 5),
+    "layers/ffw/gate_E_D_F": (5, 6, 7),
+    "layers/ffw/up_E_D_F": (5, 6, 7),
+    "layers/ffw/down_E_F_D": (5, 7, 6),
+    "layers/ffw/shared/up_D_F": (6, 4),
+}
+PLACE = "layers.{layer}.experts."
+NAMES = {
+    "embed_V_D": "embed.weight",
+    "layers/ffw/router_D_E": "layers.{layer}.router.weight",
+    "layers/ffw/gate_E_D_F": PLACE + "{expert}.gate.weight",
+    "layers/ffw/up_E_D_F": PLACE + "{expert}.up.weight",
+    "layers/ffw/down_E_F_D": PLACE + "{expert}.down.weight",
+    "layers/ffw/shared/up_D_F": "layers.{layer}.shared.up.weight",
+}
+STACKED = {
+    "layers/ffw/gate_E_D_F": Foreign(PLACE + "gate_up", of=HALVES, index=0, stacked=True),
+    "layers/ffw/up_E_D_F": Foreign(PLACE + "gate_up", of=HALVES, index=1, stacked=True),
+    "layers/ffw/down_E_F_D": Foreign(PLACE + "down", stacked=True),
+}
+FAMILY = bare_family(
+    NAMES,
+    parameters=STACKED,
+    alternatives=({"embed_V_D": "wte"},),
+    ignored=("*.mask", "layers.{num_layers}.*"),
+)
+
+
+def store(folder: Path, change: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Write random parameters under a family's names; give the model and the parameters."""
+    model: Any = BareModel(2, SHAPES, Layout().on(jax.devices()[:1]))
+    params = model.random()
+    tensors = write(params, list(tensors_of(FAMILY, model.arch, params, change or NAMES)))
+    save_file(tensors, folder / "model.safetensors")
+    return model, params
+
+
+def edit(folder: Path, change: Any) -> None:
+    """Rewrite the tensors of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [NAMES, NAMES | STACKED, NAMES | {"embed_V_D": "wte"}],
+    ids=["as saved", "as in memory", "an older name"],
+)
+@pytest.mark.parametrize("num_experts", [1, 5])
+def test_every_spelling_of_a_family_is_read(names, num_experts, tmp_path):
+    model, params = store(tmp_path, names)
+    if num_experts > 1:
+        layout = Layout(
+            axes=(("expert", num_experts), ("fsdp", 1)),
+            weights=(("E", ("expert",)),),
+            activations=(),
+        )
+        model = dataclasses.replace(model, place=layout.on(jax.devices()[:num_experts]))
+    read = load(bare_folder(tmp_path, model, FAMILY), model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, params))
+
+
+def test_what_a_family_ignores_is_passed_over(tmp_path):
+    model, params = store(tmp_path)
+    more = {"h.0.mask": np.zeros(3, np.float32), "layers.2.next.weight": np.ones(2, np.float32)}
+    edit(tmp_path, lambda tensors: tensors.update(more))
+    read = load(bare_folder(tmp_path, model, FAMILY), model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, params))
+
+
+def rename(tensors: dict[str, Any], old: str, new: str) -> None:
+    """Rename tensors by a part of their names."""
+    for name in [name for name in tensors if old in name]:
+        tensors[name.replace(old, new)] = tensors.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: rename(t, "layers.1.experts.", "layers.1.mlp.experts."),
+            r"missing layers\.1\.experts\.\{0\.\.4\}\.down\.weight \(6, 7\) "
+            r"\(nearest there: layers\.1\.mlp\.experts\.\{0\.\.4\}\.down\.weight",
+        ),
+        (
+            lambda t: [t.pop(f"layers.0.experts.{e}.up.weight") for e in (1, 4)],
+            r"missing layers\.0\.experts\.\{2 of 1\.\.4\}\.up\.weight",
+        ),
+        (
+            lambda t: t.update({f"layers.0.experts.{e}.up.bias": np.zeros(7) for e in range(5)}),
+            r"unexpected layers\.0\.experts\.\{0\.\.4\}\.up\.bias",
+        ),
+        (
+            lambda t: t.update({"layers.0.experts.3.up.weight": np.zeros((6, 7), np.float32)}),
+            r"layers\.0\.experts\.3\.up\.weight is \(6, 7\) in .*asks for \(7, 6\)",
+        ),
+    ],
+)
+def test_tensors_of_experts_are_named_once(change, said, tmp_path, monkeypatch):
+    model, _ = store(tmp_path)
+    edit(tmp_path, change)
+    monkeypatch.setattr(jax, "device_put", None)
+    with pytest.raises(ValueError, match=said) as caught:
+        load(bare_folder(tmp_path, model, FAMILY), model)
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_shard_is_the_same_in_pieces(tmp_path, monkeypatch):
+    model, params = store(tmp_path)
+    folder = bare_folder(tmp_path, model, FAMILY)
+    monkeypatch.setattr(folder_module, "HOST_BYTES", 400)
+    pieces = []
+    fill = folder_module._fill
+    monkeypatch.setattr(folder_module, "_fill", lambda *a: pieces.append(a[2].nbytes) or fill(*a))
+    read = load(folder, model)
+    assert jax.tree.all(jax.tree.map(np.array_equal, read, params))
+    assert len(pieces) > 4

@@ -9,15 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from research.core.layout import Layout
+from research.core.records import Batch
 from research.huggingface import mxfp4
 from research.huggingface.family import Foreign
 from research.huggingface.fields import Fields
-from research.huggingface.folder import load
+from research.huggingface.folder import load, open_folder
+from research.models.compute import Compute
+from research.models.transformer import Transformer
 from tests.laws.bare_model import BareModel, bare_family, bare_folder
 
+SAME_LOGITS = 1e-5  # float32 noise of two layers is about 3e-7
 CONFIG = {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
 SIDES = (("_blocks", "a"), ("_scales", "b"))
 EXPERTS, INPUTS, HIDDEN = 2, 96, 64
@@ -129,3 +133,42 @@ def test_only_mxfp4_is_taken():
         mxfp4.take(Fields({"quantization_config": {"quant_method": "gptq"}}, "config.json"))
     with pytest.raises(ValueError, match="only the MXFP4 of GPT-OSS is read"):
         Fields(CONFIG, "config.json").finish()
+
+
+def test_a_packed_gpt_oss_gives_the_logits_of_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 29, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.GptOssConfig(**sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    file, random = tmp_path / "model.safetensors", np.random.RandomState(4)
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith("_proj")]:
+        shape = tensors.pop(name).shape
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = packed(random, shape, 120, 125)
+    save_file(tensors, file, metadata={"format": "pt"})
+    said = json.loads((tmp_path / "config.json").read_text()) | CONFIG
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    folder = open_folder(tmp_path)
+    model = Transformer(folder.architecture, Layout().on(jax.devices()[:1]), Compute())
+    params, tokens = load(folder, model), random.randint(0, 29, (2, 9))
+    batch = Batch(
+        tokens_BT=tokens,
+        targets_BT=tokens,
+        weights_BT=np.ones((2, 9), np.float32),
+        positions_BT=np.tile(np.arange(9), (2, 1)),
+        segments_BT=np.ones((2, 9), np.int32),
+        ids_BZ=np.zeros((2, 1), np.int32),
+    )
+    ours = jax.jit(lambda p: model.apply(p, batch).logits())(params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=transformers.Mxfp4Config(dequantize=True), dtype=torch.float32
+    )
+    with torch.no_grad():
+        expected = theirs.eval()(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=SAME_LOGITS)
