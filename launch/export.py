@@ -115,7 +115,7 @@ def restore(
     params = load(weights.folder, model) if weights else model.init(jax.random.key(seed))
     learner, frozen = initialise(place, experiment.update(), params, seed)
     source = describe_source(experiment, weights, architecture)
-    with Store(workdir / "checkpoints", experiment.checkpoints) as store:
+    with Store(workdir / "checkpoints", experiment.checkpoints, reading=True) as store:
         chosen = choose_step(store, step)
         learner, _ = store.restore(abstractly(learner), source=source, step=chosen)
     return chosen, model, weights and weights.folder, learner.trainable, frozen

@@ -15,6 +15,8 @@ from typing import Any
 
 from research.train.watchdog import (
     AGAIN,
+    GRACE_S,
+    SIGNALLED,
     STOPPED,
     Finding,
     Lookout,
@@ -28,7 +30,6 @@ from research.train.watchdog import (
 
 POLL_S = 0.05  # how soon a guard sees that its process has ended
 STACKS_S = 1.0  # in which a process has written its stacks
-SIGNALLED = 128  # an exit code above it is a signal's
 PR_SET_PDEATHSIG = 1  # prctl(2)
 GOES_ON = "the same command goes on from the last checkpoint"
 LOST = "jax lost another process before the run began; its message above names the task"
@@ -152,7 +153,7 @@ class Guard:
         while own and time.monotonic() < until:
             finding = lookout.look()
             if finding is not None:
-                self._leave(own, finding.code, finding.says)
+                self._leave(own, finding.code, finding.says, other=True)
                 _say(f"{finding.says}; {GOES_ON}")
                 return finding.code
             own = own | {"beat": own["beat"] + 1}
@@ -163,15 +164,16 @@ class Guard:
 
     def _stop(self, finding: Finding) -> int:
         """End the process, after its stacks are written, unless it ends by itself in time."""
-        until = time.monotonic() + finding.grace_s
-        while time.monotonic() < until and not self._ended():
-            time.sleep(POLL_S)
         lookout = self._lookout
         assert lookout is not None
+        leaves = bool(lookout.own.get("left"))
+        until = time.monotonic() + (GRACE_S if leaves else finding.grace_s)
+        while time.monotonic() < until and not self._ended():
+            time.sleep(POLL_S)
         own = read(file_of(lookout.folder, lookout.index)) or lookout.own
         if self._ended() and (self._code == 0 or own.get("left", {}).get("sure")):
             return self._code or 0
-        self._leave(own, finding.code, finding.says)
+        self._leave(own, finding.code, finding.says, other=True)
         if not self._ended():
             os.kill(self._child, signal.SIGUSR1)
             time.sleep(STACKS_S)
@@ -180,11 +182,13 @@ class Guard:
         _say(f"{finding.says}; {GOES_ON}. Stacks of every process: {lookout.folder}/*.stacks.txt")
         return finding.code
 
-    def _leave(self, own: Mapping[str, Any], code: int, why: str) -> None:
+    def _leave(self, own: Mapping[str, Any], code: int, why: str, *, other: bool = False) -> None:
         """Tell the other guards why this process has left."""
         lookout = self._lookout
         if own and lookout and own["start"] == lookout.start:
-            write(file_of(lookout.folder, lookout.index), {**own, **leaving(code, why)})
+            write(
+                file_of(lookout.folder, lookout.index), {**own, **leaving(code, why, other=other)}
+            )
 
 
 def _say(text: str) -> None:

@@ -70,13 +70,18 @@ class Store:
     A checkpoint holds the learner and the curriculum; it exists once Orbax has committed it. When
     the commit is seen, sizes and digests of its files are written beside it, so that damage done
     later is told from a save that was cut short.
+
+    Args:
+      reading: another process may be saving here; what it has begun is left alone.
     """
 
-    def __init__(self, folder: Path, keep: Checkpoints):
+    def __init__(self, folder: Path, keep: Checkpoints, *, reading: bool = False):
         self.folder, self.keep = folder.absolute(), keep
         self._saving: Any = None
         self._orbax: Any = ocp.training.Checkpointer(
-            str(self.folder), preservation_policy=keep.policy(), cleanup_tmp_directories=True
+            str(self.folder),
+            preservation_policy=keep.policy(),
+            cleanup_tmp_directories=not reading,
         )
 
     def __enter__(self) -> Store:
@@ -229,6 +234,8 @@ class Store:
         written = json.loads(self._digest_file(step).read_text())
         for name, (size, digest) in written.items():
             file = self.folder / str(step) / name
+            if ".." in file.parts or self.folder not in file.parents:
+                return f"its digests name {name}, which is no file of it"
             if not file.exists():
                 return f"{name} is missing"
             if file.stat().st_size != size:

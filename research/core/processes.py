@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -107,3 +107,17 @@ def from_all(value: dict) -> list[dict]:
         json.loads(bytes(row[:size].astype(np.uint8)))
         for row, size in zip(rows, sizes, strict=True)
     ]
+
+
+def require_here(tree: Any, what: str) -> None:
+    """Check that this process holds all of each array.
+
+    Raises:
+      ValueError: some lie in other processes too.
+    """
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves):
+        raise ValueError(
+            f"{what}: the arrays span several processes; write it from a checkpoint, in one "
+            "process: maktab export WORKDIR --to FOLDER"
+        )

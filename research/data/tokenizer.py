@@ -97,7 +97,10 @@ class HuggingFace:
                 "tokenizer.model; name the tokenizer's own folder, or use rows of input_ids"
             )
         try:
-            self._inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # Where it is not told, transformers asks at the terminal whether to run foreign code.
+            self._inner = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # whatever the libraries underneath raise
             raise ValueError(
                 f"{folder}: its tokenizer cannot be opened ({type(error).__name__}: {error}); "

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from research.core.processes import require_here
 from research.huggingface.family import (
     Family,
     Tensor,
@@ -95,6 +96,7 @@ def _config(
 
 
 def _require_plain(params: Params) -> None:
+    require_here(params, "a model folder")
     for keys, leaf in jax.tree_util.tree_leaves_with_path(
         params, is_leaf=lambda x: not isinstance(x, dict)
     ):

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -118,9 +118,16 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
     Raises:
       FileNotFoundError: a file is missing, or there are only pickles, which are never opened.
+      ValueError: the index names something else than files of the folder.
     """
     if (path / INDEX_NAME).is_file():
-        names = sorted(set(read_json(path / INDEX_NAME).get("weight_map", {}).values()))
+        names = sorted(set(map(str, read_json(path / INDEX_NAME).get("weight_map", {}).values())))
+        strange = [name for name in names if not _is_inside(name)]
+        if strange:
+            raise ValueError(
+                f"{path / INDEX_NAME} names {strange[:_SHOWN]}, expected .safetensors files of its "
+                "own folder; nothing was opened. Do not use this model folder"
+            )
         missing = [name for name in names if not (path / name).is_file()]
         if missing or not names:
             raise FileNotFoundError(
@@ -138,6 +145,13 @@ def weight_files(path: Path) -> tuple[Path, ...]:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise FileNotFoundError(f"{path} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name can only be that of a weight file in the folder or below it."""
+    file = PurePosixPath(name)
+    plain = not file.is_absolute() and ".." not in file.parts and "\\" not in name
+    return plain and file.suffix == ".safetensors"
 
 
 def match(folder: Folder, model: Transformer) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from research.core.axes import declared
+from research.core.processes import require_here
 from research.core.tree import Path as TreePath
 from research.core.tree import flatten, unflatten
 from research.huggingface import peft_config
@@ -75,6 +76,7 @@ def write_adapter(
         raise FileExistsError(
             f"{folder} exists and is not empty; remove it or choose another place"
         )
+    require_here(trainable, "an adapter")
     factors = {path: np.asarray(leaf, np.float32) for path, leaf in flatten(trainable).items()}
     family = family_of(model.arch, source)
     modules = _writable(model, family, factors, stacked_experts)
@@ -83,13 +85,10 @@ def write_adapter(
     pairs = {module.name: module.gather(factors, said) for module in adapted}
     names = [module.name for module in layers_of(model, family)]
     config = peft_config.write_config(said, adapted, pairs, names, base_name)
-    tensors = {
-        key: np.ascontiguousarray(value)
-        for module in adapted
-        for key, value in zip(
-            keys_of(adapted)[module.name], module.pack(pairs[module.name]), strict=True
-        )
-    }
+    tensors: dict[str, np.ndarray] = {}
+    for module, keys in zip(adapted, keys_of(adapted).values(), strict=True):
+        packed = map(np.ascontiguousarray, module.pack(pairs[module.name]))
+        tensors |= zip(keys, packed, strict=True)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -96,6 +96,7 @@ def describe_start(command: list[str]) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in ("maktab", *PACKAGES)},
+        "processes": jax.process_count(),
         "devices": [str(device) for device in jax.devices()],
         "git": describe_code(Path(__file__).parent),
     }

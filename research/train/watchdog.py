@@ -25,6 +25,7 @@ LONGEST_BEAT_S = 5.0
 GRACE_S = 10.0  # for a process to end by itself, once another has left
 SETTLE_S = 0.1  # in which another claim of a folder, begun at the same moment, is on the disk
 AGAIN, STOPPED = 75, 3  # exit codes: start me again (EX_TEMPFAIL), and a run that stopped
+SIGNALLED = 128  # an exit code above it is a signal's
 REQUIRED = {"start", "index", "host", "pid", "machine", "born", "beat", "beat_s"}
 
 Say = Callable[[str], None]
@@ -292,9 +293,14 @@ def hang(pulse: Mapping[str, Any], still_s: float) -> str:
     )
 
 
-def leaving(code: int, why: str, *, sure: bool = True) -> dict[str, Any]:
-    """Give the field of a pulse that says how its process left."""
-    return {"left": {"code": code, "why": why, "sure": sure}}
+def leaving(code: int, why: str, *, sure: bool = True, other: bool = False) -> dict[str, Any]:
+    """Give the field of a pulse that says how its process left.
+
+    Args:
+      sure: the reason lies there, as far as is known.
+      other: `why` is a sentence about another process, which made this one leave.
+    """
+    return {"left": {"code": code, "why": why, "sure": sure, "other": other}}
 
 
 def _complain(text: str) -> None:
@@ -357,11 +363,12 @@ class Lookout:
         left = self._left(index)
         if left is None or left["code"] == 0:
             return None
-        again = left["code"] == AGAIN or left["code"] > 128
+        code, why = left["code"], left["why"]
+        ending = code <= SIGNALLED and not left["other"]  # this process has the same error soon
         return Finding(
-            says=f"{described(self._last[index])} has left: {left['why']}",
-            code=AGAIN if again else STOPPED,
-            grace_s=min(GRACE_S, self._patience.peer_s),
+            says=why if left["other"] else f"{described(self._last[index])} has left: {why}",
+            code=AGAIN if code == AGAIN or code > SIGNALLED else STOPPED,
+            grace_s=min(GRACE_S, self._patience.peer_s) if ending else 0.0,
         )
 
     def _missing(self) -> Finding | None:
