@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def launch(
         jax_extra=place.jax_extra,
         fetched=place.installs and interpreter is None,
     )
-    check_data(describe(found), here, checkout, snapshot.files)
+    named = [*named_files(describe(found)), *loaded_files(checkout)]
+    check_files(named, here, checkout, snapshot.files)
     job = Job(
         title=title_of(name, experiment),
         words=(verb, os.path.relpath(experiment.resolve(), here), *words),
@@ -149,19 +150,26 @@ def check_workdir(workdir: Path | None, away: bool) -> None:
         )
 
 
-def check_data(described: Any, here: Path, checkout: Path, files: Sequence[str]) -> None:
-    """Check that the files an experiment names travel with it, if they are of the checkout.
+def check_files(named: Iterable[str], here: Path, checkout: Path, files: Sequence[str]) -> None:
+    """Check that what a run needs of the checkout travels with it.
 
     Raises:
-      ValueError: some do not.
+      ValueError: some does not.
     """
-    paths = [path for path in named_files(described) if not path.startswith(f"{RUNS}/")]
+    paths = [path for path in named if not path.startswith(f"{RUNS}/")]
     left = left_behind(paths, here, checkout, files)
     if left:
         raise ValueError(
             f"{', '.join(sorted(set(left)))}: git does not know it, so workers would not have it; "
             "git add it, or give a path that workers have, or a hub id"
         )
+
+
+def loaded_files(checkout: Path) -> list[str]:
+    """List the modules of the checkout that the experiment needed so far, not those installed."""
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    inside = [file for file in files if file and Path(file).is_relative_to(checkout)]
+    return [file for file in inside if not Path(file).is_relative_to(sys.prefix)]
 
 
 def named_files(described: Any) -> Iterator[str]:

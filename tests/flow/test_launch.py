@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,16 @@ def test_data_that_git_does_not_know_is_refused(checkout):
     said = maktab("launch", "--on", "local", "--dry-run", EXPERIMENT)
     assert said.code == 2
     assert "ignored.jsonl: git does not know it" in said.err
+
+
+def test_a_module_that_git_does_not_know_is_refused(checkout, monkeypatch):
+    file = checkout / "configs" / "new.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setitem(sys.modules, "configs.new", types.SimpleNamespace(__file__=str(file)))
+    said = maktab("launch", "--on", "local", "--dry-run", EXPERIMENT)
+    assert said.code == 2
+    assert "new.py: git does not know it" in said.err
 
 
 def test_a_missing_tool_is_said_before_anything_is_written(checkout, monkeypatch):
@@ -655,7 +666,8 @@ def test_slurm_queues_a_preempted_job_again(checkout, tmp_path_factory):
 def test_slurm_trains_to_the_end(tmp_path_factory):
     """This checkout, as it is, on one node."""
     clone = tmp_path_factory.mktemp("clone") / "maktab"
-    snapshot = take(ROOT, fetched=False)
+    others = git(ROOT, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+    snapshot = take(ROOT, also=[ROOT / name for name in others], fetched=False)
     clone.mkdir()
     (clone / "code.tar.gz").write_bytes(snapshot.code)
     subprocess.run(["tar", "-xzf", "code.tar.gz"], cwd=clone, check=True)

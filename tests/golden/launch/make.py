@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from launch.on.gke import Gke
 from launch.on.job import Job, Place
@@ -14,8 +15,13 @@ from research.core.parts import describe
 
 HERE = Path(__file__).parent
 WORDS = ("train", "my experiments/mine.py", "--set", "name=it's", "--workdir", "runs/a b")
-TPU = {"zone": "us-west4-a", "project": "mine", "bucket": "my-bucket"}
-V5E = {"accelerator": "v5litepod-16", "runtime_version": "v2-alpha-tpuv5-lite"}
+
+
+def v5e(**more: Any) -> TpuVm:
+    """Give a place of 16 chips."""
+    kind = {"accelerator": "v5litepod-16", "runtime_version": "v2-alpha-tpuv5-lite", **more}
+    return TpuVm(zone="us-west4-a", project="mine", bucket="my-bucket", **kind)
+
 
 PLACES: dict[str, Place] = {
     "local": Local(),
@@ -60,9 +66,9 @@ PLACES: dict[str, Place] = {
         project="mine",
         zone="us-west4-a",
     ),
-    "tpu-vm": TpuVm(**TPU, **V5E, spot=True, wait="6h", service_account="a@b.example"),
-    "tpu-vm-3-slices": TpuVm(**TPU, **V5E, slices=3, keep=True),
-    "tpu-vm-now": TpuVm(**TPU, accelerator="v4-8", runtime_version="tpu-ubuntu2204-base", now=True),
+    "tpu-vm": v5e(spot=True, wait="6h", service_account="a@b.example"),
+    "tpu-vm-3-slices": v5e(slices=3, keep=True),
+    "tpu-vm-now": v5e(accelerator="v4-8", runtime_version="tpu-ubuntu2204-base", now=True),
 }
 
 
