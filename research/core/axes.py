@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -72,6 +73,7 @@ class Axes:
         )
 
 
+@functools.cache
 def axes_of(name: str) -> Axes | None:
     """Parse the axes that a parameter's name declares, or None where it declares none.
 
