@@ -171,8 +171,7 @@ def run(
 ) -> int:
     """Run the command in the prepared code and give its exit code, a signal as 128 + its number.
 
-    SIGTERM and SIGINT are passed on. Who reads the output may go away: then the command gets a
-    SIGTERM, so that it saves.
+    SIGTERM and SIGINT are passed on; a SIGHUP becomes a SIGTERM, so that the command saves.
     """
     code = scratch / "code"
     words = [environment(launch, here, scratch), "-m", "launch", *launch["command"], *more]
@@ -219,7 +218,10 @@ class Log:
 
 
 def relay(child: subprocess.Popen, log: Log) -> None:
-    """Pass a command's output on until it ends, and keep it in a log."""
+    """Pass a command's output on until it ends, and keep it in a log.
+
+    Who reads it may go away, as when ssh loses its connection: then the command gets a SIGTERM.
+    """
     assert child.stdout is not None
     pipe, heard = child.stdout.fileno(), True
     while True:
@@ -227,16 +229,20 @@ def relay(child: subprocess.Popen, log: Log) -> None:
         block = os.read(pipe, 1 << 16) if ready else b""
         ended = not block if ready else child.poll() is not None
         log.add(block, now=ended)
-        if ended:
-            return
-        if block and heard and not _say(block):
+        if heard and not _say(block):
             heard = False
             child.terminate()
+        if ended:
+            return
 
 
 def _say(block: bytes) -> bool:
-    """Print a block; false if nobody reads any more."""
+    """Print a block; false if nobody reads any more, which shows in an empty block too."""
+    reader = select.poll()
+    reader.register(sys.stdout, 0)
     try:
+        if any(reader.poll(0)):
+            raise BrokenPipeError
         sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
