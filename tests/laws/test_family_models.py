@@ -99,6 +99,18 @@ def test_packed_and_padded_rows_equal_rows_alone(name):
     assert np.ptp(alone) > 1, "logits near zero would agree by accident"
 
 
+def test_norms_of_a_fresh_model_scale_by_one():
+    model = Transformer(models.tiny_gemma3(), Layout().on(jax.devices()[:1]), Compute())
+
+    def norms_of(key: jax.Array) -> list[jax.Array]:  # what is not asked for is not compiled
+        leaves = jax.tree_util.tree_leaves_with_path(model.init(key))
+        return [leaf for path, leaf in leaves if "norm" in path[-1].key]
+
+    norms = jax.jit(norms_of)(jax.random.key(0))
+    assert len(norms) == 1 + 2 * (4 + 2)  # the final one; two stacks of branches, heads
+    assert all((1.0 + leaf == 1.0).all() for leaf in norms)
+
+
 def test_generation_ends_where_a_table_of_positions_does():
     arch = dataclasses.replace(models.tiny_gpt2(), max_positions=11)
     model = Transformer(arch, Layout().on(jax.devices()[:1]), Compute())
