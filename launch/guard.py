@@ -29,6 +29,7 @@ from research.train.watchdog import (
 )
 
 POLL_S = 0.05  # how soon a guard sees that its process has ended
+SEARCHES = 2.0  # of peer_s: how long to look for a process that this one may have lost
 STACKS_S = 1.0  # in which a process has written its stacks
 PR_SET_PDEATHSIG = 1  # prctl(2)
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -149,7 +150,7 @@ class Guard:
 
     def _investigate(self, lookout: Lookout, own: dict[str, Any], code: int) -> int:
         """Learn whether the process ended because another had gone: that takes a while to show."""
-        until = time.monotonic() + 1.5 * self._patience.peer_s
+        until = time.monotonic() + SEARCHES * self._patience.peer_s
         while own and time.monotonic() < until:
             finding = lookout.look()
             if finding is not None:
