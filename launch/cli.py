@@ -170,6 +170,57 @@ def show(experiment: ExperimentFile, set_: Settings = []) -> None:  # noqa: B006
     render(load_config(experiment, set_), console)
 
 
+@app.command(rich_help_panel=RUN)
+def plan(
+    experiment: ExperimentFile,
+    topology: Annotated[
+        str,
+        typer.Option(
+            help="v4, v5e, v5p, v6e, 7x: v5e:16x16, v5p-128, 2*v6e:16x16 (two slices); a100, h100, "
+            "h200: h100:16; cpu:8."
+        ),
+    ],
+    set_: Settings = [],  # noqa: B006
+    program: Annotated[
+        list[str],
+        typer.Option(help="training, scoring or decoding. May be repeated.", show_default="all"),
+    ] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(metavar="OUT.json", help="Write it all.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Try layouts, remat policies and batch sizes.")
+    ] = False,
+    try_layout: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Of --search: own, fsdp, 'fsdp in 2 groups', 'tensor 4', 'expert 8', ...",
+            show_default="all that suit the model",
+        ),
+    ] = [],  # noqa: B006
+    try_remat: Annotated[
+        list[str], typer.Option(metavar="POLICY", help="Of --search.", show_default="all")
+    ] = [],  # noqa: B006
+    try_rows: Annotated[
+        list[int], typer.Option(min=1, help="Of --search: rows a device runs at once.")
+    ] = [1, 2, 4],  # noqa: B006
+) -> None:
+    """Say what a run would need on accelerators that are not here, and how long a step would take.
+
+    Compiles the training, scoring and decoding steps ahead of time; reads no data and no weights.
+    TPUs need the extra maktab[tpu], GPUs maktab[cuda13], neither the hardware.
+    """
+    _on_cpu()
+    from launch.experiment_file import load_config
+    from launch.plan import run, run_search
+    from research.plan.plan import PROGRAMS
+
+    config = load_config(experiment, set_)
+    if search:
+        run_search(config, topology, try_layout, try_remat, try_rows, console)
+    else:
+        run(config, topology, program or PROGRAMS, out, console)
+
+
 @app.command(rich_help_panel=LOOK)
 def report(
     workdirs: Annotated[

@@ -114,7 +114,7 @@ def score_pool(
     for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
         shown = functools.partial(_lay_out, views, batch_ids, bucket)
         batches = place.put_rows(rows, shown)
-        score_B = _signal(estimator, model, place, stop_ids, params, batches, key, round_)
+        score_B = score_batch(estimator, model, place, stop_ids, params, batches, key, round_)
         pending.append((batch_ids, score_B))
         collect(IN_FLIGHT)
     collect(0)
@@ -173,7 +173,7 @@ def powers_of_two(longest: int) -> tuple[int, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _signal(
+def score_batch(
     estimator: Estimator,
     model: Transformer,
     place: Placement,

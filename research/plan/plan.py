@@ -1,0 +1,274 @@
+"""Plan a run for devices that are not here: compile what it would run, and say what that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.core.generation import Sampling
+from research.core.parts import vary
+from research.core.protocols import Estimator
+from research.core.records import Batch, Learner
+from research.experiment import Experiment
+from research.models.attention.blockwise import Blockwise
+from research.models.flops import forward_flops
+from research.models.transformer import Transformer
+from research.plan.compiled import Compiled, Tensor, compile_program
+from research.plan.roofline import Roofline, roofline
+from research.plan.topologies import Topology
+from research.score.pool import score_batch
+from research.train.budget import abstract_trees, step_flops
+from research.train.prepare import resolve_model
+from research.train.step import compile_step, start_of, structure_of
+
+PROGRAMS = ("training", "scoring", "decoding")
+NEW_TOKENS = 128  # that decoding is planned for, where the estimator decodes nothing
+BLOCK = 512  # of blockwise attention on GPUs
+NO_TUNING: Mapping[str, Any] = {}
+WITHOUT_GPU: Mapping[str, Any] = {"xla_gpu_autotune_level": 0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One program of a run.
+
+    Attributes:
+      compiled: what the compiler made of it.
+      time: its roofline; None for devices whose speed is not known.
+      tokens: fed or generated in one run of it, over all devices.
+      shape: what it is run on, in words.
+    """
+
+    compiled: Compiled
+    time: Roofline | None
+    tokens: int
+    shape: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs on some devices; bytes and FLOPs are those of one device.
+
+    Attributes:
+      experiment: as it was planned, with what had to be changed to compile it here.
+      mesh: axis -> size.
+      parameter_bytes, optimizer_bytes, gradient_bytes: of one device.
+      step_flops: analytic FLOPs of a training step on all devices.
+      usable_bytes: what a program may take of a device's memory; None: not known.
+      largest_arguments: the largest arrays that a run keeps, on one device.
+      notes: what was changed or is not as in a real run.
+    """
+
+    topology: Topology
+    experiment: Experiment
+    mesh: Mapping[str, int]
+    parameter_bytes: float
+    optimizer_bytes: float
+    gradient_bytes: float
+    step_flops: float
+    usable_bytes: int | None
+    programs: tuple[Planned, ...]
+    largest_arguments: tuple[Tensor, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most that any of the programs needs."""
+        return max(program.compiled.peak_bytes for program in self.programs)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all programs fit the memory of a device; True where that is not known."""
+        return self.usable_bytes is None or self.peak_bytes <= self.usable_bytes
+
+
+def plan(experiment: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS) -> Plan:
+    """Compile the programs of a run for a topology. Reads no data and no weights.
+
+    Args:
+      programs: of "training", "scoring", "decoding"; scoring is left out of a run without scores.
+
+    Raises:
+      DoesNotFit: the compiler refused one of them for want of memory.
+      ValueError: the layout does not fit the topology, the model or the batch.
+    """
+    experiment, notes = for_devices(experiment, topology)
+    site = Site(experiment, topology)
+    learner, frozen = site.state()
+    planned = []
+    for name in programs:
+        if name == "scoring" and experiment.curriculum.scorer is None:
+            notes = (*notes, "this run scores nothing, so no scoring step was planned")
+            continue
+        planned.append(getattr(site, name)(learner, frozen))
+    return Plan(
+        topology=topology,
+        experiment=experiment,
+        mesh=dict(site.place.mesh.shape),
+        parameter_bytes=shard_bytes(learner.trainable) + shard_bytes(frozen),
+        optimizer_bytes=shard_bytes(learner.optimizer),
+        gradient_bytes=shard_bytes(learner.trainable),
+        step_flops=step_flops(experiment, site.model),
+        usable_bytes=None if topology.chip is None else topology.chip.usable_bytes,
+        programs=tuple(planned),
+        largest_arguments=largest_of((learner, frozen)),
+        notes=notes,
+    )
+
+
+def for_devices(experiment: Experiment, topology: Topology) -> tuple[Experiment, tuple[str, ...]]:
+    """Change what cannot be compiled without the devices, and say so."""
+    if topology.platform != "cuda" or experiment.compute.attention is not None:
+        return experiment, ()
+    attention = Blockwise(query_block=BLOCK, key_block=BLOCK)
+    note = (
+        "attention is planned blockwise: that of cuDNN, which a run takes, compiles only beside a "
+        "GPU, and needs less memory and traffic"
+    )
+    return vary(experiment, {"compute.attention": attention}), (note,)
+
+
+class Site:
+    """An experiment's model on a topology, and its programs compiled for it."""
+
+    def __init__(self, experiment: Experiment, topology: Topology):
+        _, arch = resolve_model(experiment.model)
+        self.experiment, self.topology = experiment, topology
+        self.place = experiment.layout.on(topology.devices())
+        self.model = Transformer(arch, self.place, experiment.compute)
+        self.model.require_place()
+        self.options = WITHOUT_GPU if topology.platform == "cuda" else NO_TUNING
+        shards = self.place.num_row_shards * experiment.micro_batches
+        if experiment.data.rows % shards:
+            raise ValueError(
+                f"data.rows={experiment.data.rows} is no multiple of {self.place.num_row_shards} "
+                f"row shards x {experiment.micro_batches} micro-batches; change one of them"
+            )
+
+    def state(self) -> tuple[Learner, Any]:
+        """Give the shapes of (learner, frozen), in the shardings of a run."""
+        tuning, optimizer = self.experiment.tuning, self.experiment.optimizer
+        start = jax.eval_shape(
+            lambda params, key: start_of(tuning, optimizer, params, key),
+            self.model.abstract(),
+            _key(),
+        )
+        return placed(start, self.place.weights(start))
+
+    def training(self, learner: Learner, frozen: Any) -> Planned:
+        """Compile one update."""
+        data = self.experiment.data
+        batch = self.batch(data.rows, data.row_tokens, data.segments)
+        step: Any = compile_step(self.model, self.place, structure_of(learner))
+        span = (np.int32(0), np.int32(self.experiment.clock.steps))
+        arguments = (learner, frozen, batch, self.experiment.update(), span, _key())
+        flops = step_flops(self.experiment, self.model)
+        shape = f"{data.rows} rows of {data.row_tokens:,} tokens"
+        if self.experiment.micro_batches > 1:
+            shape += f" in {self.experiment.micro_batches} micro-batches"
+        return self._planned("training", step, arguments, flops, data.rows * data.row_tokens, shape)
+
+    def scoring(self, learner: Learner, frozen: Any) -> Planned:
+        """Compile one batch of the curriculum's scorer, its rows as long as the training rows."""
+        estimator: Any = self.experiment.curriculum.scorer
+        rows, length = self._scored_rows(), self.experiment.data.row_tokens
+        batches = tuple(self.batch(rows, length, 1) for _ in estimator.views)
+        model, place, tuning = self.model.for_scoring(), self.place, self.experiment.tuning
+
+        def score(trainable: Any, frozen: Any, batches: tuple, key: Any) -> jax.Array:
+            params = tuning.join(trainable, frozen)
+            return score_batch(estimator, model, place, (), params, batches, key, np.int32(0))
+
+        arguments = (learner.trainable, frozen, batches, _key())
+        new = estimator.new_tokens or 0
+        shape = f"{rows} rows of {length:,} tokens"
+        shape += f" and {new} generated ones" if new else ""
+        flops = rows * len(batches) * self._forward_flops(length, new)
+        tokens = rows * len(batches) * (length + new)
+        return self._planned("scoring", jax.jit(score), arguments, flops, tokens, shape)
+
+    def decoding(self, learner: Learner, frozen: Any) -> Planned:
+        """Compile the continuation of prompts: their prefill, and the loop that adds tokens."""
+        scorer: Estimator | None = self.experiment.curriculum.scorer
+        new = (scorer.new_tokens if scorer else None) or NEW_TOKENS
+        rows, length = self._scored_rows(), self.experiment.data.row_tokens
+        model, tuning = self.model.for_scoring(), self.experiment.tuning
+
+        def decode(trainable: Any, frozen: Any, prompts: Batch) -> Any:
+            params = tuning.join(trainable, frozen)
+            return model.generate(params, prompts, Sampling(max_new_tokens=new), ())
+
+        arguments = (learner.trainable, frozen, self.batch(rows, length, 1))
+        shape = f"{rows} prompts of {length:,} tokens, {new} new ones each"
+        flops = rows * self._forward_flops(length, new)
+        return self._planned("decoding", jax.jit(decode), arguments, flops, rows * new, shape)
+
+    def batch(self, rows: int, length: int, examples: int) -> Batch:
+        """Give the shapes of a batch, in the shardings of a run."""
+        ints = jax.ShapeDtypeStruct((rows, length), np.int32)
+        batch = Batch(
+            tokens_BT=ints,
+            targets_BT=ints,
+            weights_BT=jax.ShapeDtypeStruct((rows, length), np.float32),
+            positions_BT=ints,
+            segments_BT=ints,
+            ids_BZ=jax.ShapeDtypeStruct((rows, examples), np.int32),
+        )
+        return placed(batch, self.place.batch(batch))
+
+    def _planned(
+        self, name: str, program: Any, arguments: tuple, flops: float, tokens: int, shape: str
+    ) -> Planned:
+        mesh, dtype = self.place.mesh, self.experiment.compute.dtype
+        compiled = compile_program(name, program, arguments, dict(mesh.shape), self.options)
+        devices = list(mesh.devices.flat)
+        time = roofline(compiled, self.topology, devices, dtype, flops)
+        return Planned(compiled=compiled, time=time, tokens=tokens, shape=shape)
+
+    def _scored_rows(self) -> int:
+        shards = self.place.num_row_shards
+        return -(-self.experiment.compute.scoring_rows // shards) * shards
+
+    def _forward_flops(self, length: int, new: int) -> float:
+        joined, _ = abstract_trees(self.experiment, self.model)
+        predictions = new if new else None
+        return float(forward_flops(self.model.arch, joined, length + new, predictions=predictions))
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Give shapes with their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def shard_bytes(tree: Any) -> float:
+    """Add the bytes of a placed tree on one device."""
+    return float(sum(_shard(leaf)[1] for leaf in jax.tree.leaves(tree)))
+
+
+def largest_of(tree: Any, count: int = 12) -> tuple[Tensor, ...]:
+    """List the largest arrays of a placed tree, by what one device holds of them."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shape, nbytes = _shard(leaf)
+        text = f"{np.dtype(leaf.dtype).name}[{','.join(map(str, shape))}]"
+        what = jax.tree_util.keystr(path, simple=True, separator="/")
+        found.append(Tensor(what=what, shape=text, nbytes=nbytes))
+    return tuple(sorted(found, key=lambda tensor: -tensor.nbytes)[:count])
+
+
+def _shard(leaf: Any) -> tuple[tuple[int, ...], int]:
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    return shape, math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+
+def _key() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
