@@ -81,5 +81,6 @@ def family_for(arch: Architecture) -> Family:
             lost.append(str(error))
         else:
             return family
-    nearest = " | ".join(sorted(lost, key=len)[:2])
+    lost.sort(key=lambda said: ("cannot say" not in said, len(said)))  # another kind comes last
+    nearest = " | ".join(lost[:2])
     raise ValueError(f"no supported family can hold this architecture; the nearest: {nearest}")
