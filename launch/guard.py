@@ -29,7 +29,7 @@ from research.train.watchdog import (
 )
 
 POLL_S = 0.05  # how soon a guard sees that its process has ended
-SEARCHES = 2.0  # of peer_s: how long to look for a process that this one may have lost
+SEARCH_S = 5.0  # more than twice peer_s, to look for a process that this one may have lost
 STACKS_S = 1.0  # in which a process has written its stacks
 PR_SET_PDEATHSIG = 1  # prctl(2)
 GOES_ON = "the same command goes on from the last checkpoint"
@@ -100,7 +100,7 @@ class Guard:
         return self._why(self._code or 0)
 
     def _pass_on(self, number: int, _frame: object) -> None:
-        if not self._ended():
+        if self._code is None:  # not reaped, so that its number is still its own
             os.kill(self._child, number)
 
     def _ended(self) -> bool:
@@ -150,7 +150,7 @@ class Guard:
 
     def _investigate(self, lookout: Lookout, own: dict[str, Any], code: int) -> int:
         """Learn whether the process ended because another had gone: that takes a while to show."""
-        until = time.monotonic() + SEARCHES * self._patience.peer_s
+        until = time.monotonic() + 2 * self._patience.peer_s + SEARCH_S
         while own and time.monotonic() < until:
             finding = lookout.look()
             if finding is not None:
@@ -171,15 +171,15 @@ class Guard:
         until = time.monotonic() + (GRACE_S if leaves else finding.grace_s)
         while time.monotonic() < until and not self._ended():
             time.sleep(POLL_S)
-        own = read(file_of(lookout.folder, lookout.index)) or lookout.own
-        if self._ended() and (self._code == 0 or own.get("left", {}).get("sure")):
-            return self._code or 0
-        self._leave(own, finding.code, finding.says, other=True)
         if not self._ended():
             os.kill(self._child, signal.SIGUSR1)
             time.sleep(STACKS_S)
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
+        own = read(file_of(lookout.folder, lookout.index)) or lookout.own
+        if self._code is not None and (self._code == 0 or own.get("left", {}).get("sure")):
+            return self._code
+        self._leave(own, finding.code, finding.says, other=True)  # a pulse would write over it
         _say(f"{finding.says}; {GOES_ON}. Stacks of every process: {lookout.folder}/*.stacks.txt")
         return finding.code
 
