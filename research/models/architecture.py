@@ -88,6 +88,7 @@ class Moe:
                 "the number of experts",
             ),
         )
+        self.router.require(self.num_experts, self.experts_per_token)
 
 
 @dataclasses.dataclass(frozen=True)

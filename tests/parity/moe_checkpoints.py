@@ -246,3 +246,42 @@ def write_checkpoint(folder: Path, case: str, seed: int | None = None) -> Path:
     weights = random_weights(config, SEEDS.get(case, 0) if seed is None else seed)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def write_packed_checkpoint(folder: Path) -> Path:
+    """Write a GPT-OSS whose experts are MXFP4, quantised from random weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_of("gpt_oss_window") | {
+        "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"], "num_local_experts": 3,
+        "num_experts_per_tok": 2, "experts_per_token": 2, "quantization_config": {
+            "quant_method": "mxfp4", "modules_to_not_convert": [
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens",
+                "lm_head",
+            ],
+        },
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    stored: dict[str, np.ndarray] = {}
+    for name, value in random_weights(config).items():
+        if name.endswith("_proj"):  # (E, in, out) is stored as E x out rows of groups
+            blocks, scales = quantise(value.swapaxes(1, 2))
+            stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        else:
+            stored[name] = value
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def quantise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round to the nearest MXFP4 numbers: groups of 32 along the last axis share a power of two.
+
+    Source: OCP Microscaling Formats v1.0, section 6.3.
+    """
+    groups = rows.reshape(*rows.shape[:-1], -1, 32)
+    exponent = np.floor(np.log2(np.abs(groups).max(axis=-1))).astype(np.int32) - 2
+    sizes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    scaled = np.abs(groups) / np.exp2(exponent, dtype=np.float32)[..., None]
+    codes = np.abs(scaled[..., None] - sizes).argmin(axis=-1) + 8 * (groups < 0)
+    blocks = codes[..., ::2] + 16 * codes[..., 1::2]
+    return blocks.astype(np.uint8), (exponent + 127).astype(np.uint8)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from research.core.generation import Sampling
 from research.core.records import Batch
@@ -26,11 +26,11 @@ from research.huggingface.family import (
     read_architecture,
     tensors_of,
 )
-from research.huggingface.folder import open_folder
+from research.huggingface.folder import load, open_folder
 from research.models.transformer import Transformer
-from tests.parity.make_moe_oracles import STORED, reference, rows_of
+from tests.parity.make_moe_oracles import STORED, reference, rows_of, watch_routers
 from tests.parity.make_oracles import ADAMW, ADAMW_EPS, NEW_TOKENS, NUM_STEPS, shrink
-from tests.parity.moe_checkpoints import CASES, config_of, write_checkpoint
+from tests.parity.moe_checkpoints import CASES, config_of, write_checkpoint, write_packed_checkpoint
 from tests.parity.test_families import (
     LOGIT_TOLERANCE,
     QUICK,
@@ -43,8 +43,15 @@ ROUNDING = 1e-7  # the norm of a gradient that is zero by the law, and rounding 
 MARGIN = 1e-3  # by which every expert was chosen; float32 noise of a router's scores is 1e-5
 CORRECTION = "e_score_correction_bias"  # a buffer in transformers: it has no gradient, and no step
 
-QUICKLY = ("mixtral", "gpt_oss_window", "deepseek_v3")  # the three kinds of attention
-LATER = tuple(case for case in CASES if case not in QUICKLY)
+
+def cases(*later: str) -> list[Any]:
+    """All cases, some of them only in the slow run."""
+    return [pytest.param(c, marks=pytest.mark.slow) if c in later else c for c in CASES]
+
+
+COMPILED = cases("deepseek_v3_direct")
+DECODED = cases("qwen3_moe_window", "olmoe", "deepseek_v3_direct", "glm4_moe")
+"""One of each kind of attention at once; what is special to the others has dense families."""
 
 
 @functools.cache
@@ -153,7 +160,7 @@ def test_no_token_was_near_a_tie_between_experts_or_words(case):
     assert stored()[f"{case}/lead"] > LOGIT_TOLERANCE
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPILED)
 def test_logits_equal_the_stored_ones_whichever_side_is_padded(case):
     expected = stored()[f"{case}/logits_right"]  # transformers gives the same on the left
     for side in ("right", "left"):
@@ -162,7 +169,7 @@ def test_logits_equal_the_stored_ones_whichever_side_is_padded(case):
         assert np.ptp(expected) > 1, "logits near zero would agree by accident"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPILED)
 def test_gradients_and_four_adamw_steps_equal_the_stored_ones(case):
     mine = shrink(ours(case))
     np.testing.assert_allclose(
@@ -175,14 +182,12 @@ def test_gradients_and_four_adamw_steps_equal_the_stored_ones(case):
         assert error.max() < 10 * RELATIVE_TOLERANCE, kind  # a product with up to 10^3 numbers
 
 
-@pytest.mark.parametrize(
-    "case", [*QUICKLY, *(pytest.param(c, marks=pytest.mark.slow) for c in LATER)]
-)
+@pytest.mark.parametrize("case", DECODED)
 def test_sixteen_tokens_of_greedy_continuation_equal_the_stored_ones(case):
     np.testing.assert_array_equal(continued(case), stored()[f"{case}/greedy"])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", COMPILED)
 def test_transformers_agrees_live_on_every_number(case, tmp_path):
     pytest.importorskip("torch")
     theirs, mine = reference(write_checkpoint(tmp_path, case), case), ours(case)
@@ -237,6 +242,19 @@ def test_write_back_is_bit_for_bit_what_was_read(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_a_folder_that_holds_what_transformers_has_in_memory_reads_the_same(case, tmp_path):
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    source = write_checkpoint(tmp_path, case)
+    model, params = open_model(source)
+    held = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    assert any(name.endswith("experts.gate_up_proj") for name in held)
+    save_file({name: value.numpy() for name, value in held.items()}, source / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, load(source, model), params)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_configs_of_transformers_4_and_5_read_alike(case, tmp_path):
     from transformers import AutoConfig
 
@@ -247,3 +265,37 @@ def test_configs_of_transformers_4_and_5_read_alike(case, tmp_path):
     assert "rope_parameters" in new
     assert "rope_theta" in config_of(case)
     assert read_architecture(opened.family, new, "new") == opened.architecture
+
+
+def test_packed_experts_give_the_logits_of_transformers_and_are_written_plainly(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    source = write_packed_checkpoint(tmp_path / "source")
+    model, params = open_model(source)
+    rows = rows_of("gpt_oss_window", left=False)
+    forward = jax.jit(lambda p, b: model.apply(p, b).logits(), compiler_options=QUICK)
+    mine_BTV = np.asarray(forward(params, batch_of(rows)))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        quantization_config=Mxfp4Config(dequantize=True),
+    )
+    margins = watch_routers(theirs)
+    margins.real = torch.tensor(rows["real"]).reshape(-1)
+    with torch.no_grad():
+        logits_BTV = theirs(
+            input_ids=torch.tensor(rows["tokens"]),
+            position_ids=torch.tensor(rows["positions"]),
+            attention_mask=torch.tensor(rows["real"].astype(np.int64)),
+        ).logits.numpy()
+    expected = logits_BTV[rows["real"]]
+    assert np.abs(mine_BTV[rows["real"]] - expected).max() < LOGIT_TOLERANCE
+    assert np.ptp(expected) > 1
+    assert margins.least > MARGIN
+    written = open_folder(save(tmp_path / "written", model, params, source=source))
+    assert "quantization_config" not in written.config
+    assert written.architecture == model.arch
+    jax.tree.map(np.testing.assert_array_equal, load(written, model), params)

@@ -33,7 +33,6 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
         moe = arch.moe
         assert moe is not None
-        moe.router.require(moe.num_experts, moe.experts_per_token)
         self.arch, self.place = arch, place
         sizes: Mapping[str, int] = arch.sizes | {"E": moe.num_experts, "F": moe.expert_dim}
         for name in [*router_names(moe), *bank_names(arch)]:
