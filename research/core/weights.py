@@ -1,4 +1,4 @@
-"""The verbs that touch weights: `contract`, `take` and `grouped`.
+"""The verbs that touch weights: `contract`, `take`, `grouped`, and what their axes are.
 
 A leaf that is not an array (a low-rank or quantised weight) brings its own method of the same name;
 model files never ask what kind of leaf they hold.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from research.core.axes import axes_of
 from research.core.grouped import grouped_product
 
 
@@ -52,6 +53,15 @@ def grouped(equation: str, x: jax.Array, w: Any, sizes_E: jax.Array, platform: s
     if hasattr(w, "grouped"):
         return w.grouped(equation, x, sizes_E, platform)
     return _grouped(equation, x, w, sizes_E, platform)
+
+
+def letters_of(name: str, w: Any) -> Any:
+    """Give the axis letters of each array of a weight, as a tree like it; "" where it has none."""
+    w = value_of(w)
+    if hasattr(w, "letters"):
+        return w.letters()
+    axes = axes_of(name)
+    return "" if axes is None else axes.letters
 
 
 def _grouped(

@@ -72,6 +72,18 @@ class LowRank:
             up, low, self.b, sizes_E, platform
         )
 
+    def letters(self) -> LowRank:
+        """Give the axis letters of each array that this weight is made of."""
+        bank, inputs, outputs = self.axes.bank, self.axes.inputs, self.axes.outputs
+        return dataclasses.replace(
+            self,
+            base=self.base.letters() if hasattr(self.base, "letters") else self.axes.letters,
+            a=f"{bank}{inputs}R",
+            b=f"{bank}R{outputs}",
+            key=None if self.key is None else "",
+            dropout=None if self.dropout is None else "",
+        )
+
     def _dropped(self, x: jax.Array) -> jax.Array:
         if self.key is None or self.dropout is None:
             return x

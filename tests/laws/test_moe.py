@@ -24,7 +24,7 @@ from research.models.moe.expert_parallel import ExpertParallel
 from research.models.moe.routing import Routing
 from research.tuning.lora import Lora
 
-B, T, D, F, E, A, RANK = 8, 3, 7, 5, 8, 2, 3
+B, T, D, F, E, A, RANK = 8, 4, 7, 6, 8, 2, 3
 M = B * T
 ONE = Layout().on(jax.devices()[:1])
 EXPERT_LAYOUT = Layout(
@@ -33,6 +33,11 @@ EXPERT_LAYOUT = Layout(
     activations=(("B", ("data", "expert")),),
 )
 EIGHT = EXPERT_LAYOUT.on(jax.devices())
+THREE_WAYS = Layout(  # experts, their width, and the tokens of a row
+    axes=(("expert", 2), ("context", 2), ("tensor", 2)),
+    weights=(("E", ("expert",)), ("F", ("tensor",))),
+    activations=(("B", ("expert",)), ("T", ("context",))),
+).on(jax.devices())
 FLOAT32 = 1e-5  # sums of a few dozen products of order 1, in another order
 
 
@@ -72,6 +77,7 @@ def routing_of(load: str) -> Routing:
         weights_MA=jnp.asarray(np.where(kept_MA, drawn, 0.0), jnp.float32),
         kept_MA=jnp.asarray(kept_MA),
         probability_ME=jnp.full((M, E), 1 / E, jnp.float32),
+        rows=B,
     )
 
 
@@ -90,6 +96,7 @@ def run(place, capacity, activation, dispatch, leaves, x_MD, routing):
             weights_MA=jnp.where(routing.kept_MA, weights_MA, 0.0),
             kept_MA=routing.kept_MA,
             probability_ME=routing.probability_ME,
+            rows=B,
         )
         out_MD, dropped_MA = dispatch(x_MD, chosen, experts, place)
         return jnp.sum(jnp.sin(out_MD)), (out_MD, dropped_MA)
@@ -111,13 +118,13 @@ def assert_close(left, right, tolerance=FLOAT32):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1, np.abs(b).max()))
 
 
-def low_rank(seed: int = 4) -> tuple[dict, dict, Lora]:
+def low_rank(biases: bool = False) -> tuple[dict, dict, Lora]:
     """Give factors of every expert kernel, as a trained adapter has them."""
     tuning = Lora(rank=RANK, alpha=6.0, targets=("gate_E_D_F", "up_E_D_F", "down_E_F_D"))
     fresh, _ = jax.eval_shape(tuning.split, weights(), jax.random.key(0))
-    numbers = np.random.default_rng(seed)
+    numbers = np.random.default_rng(4)
     drawn = jax.tree.map(lambda a: jnp.asarray(0.3 * numbers.normal(size=a.shape), a.dtype), fresh)
-    return drawn, weights(), tuning
+    return drawn, weights(biases), tuning
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -147,6 +154,7 @@ def test_capacity_equals_the_dense_reference_with_the_dropped_assignments_masked
         weights_MA=full.weights_MA,
         kept_MA=jnp.asarray(kept),
         probability_ME=full.probability_ME,
+        rows=B,
     )
     reference = jax.device_get(run(ONE, None, Silu(), Dense(), weights(), x_of(), masked))
     assert_close((out, bars), (reference[0], reference[2]))
@@ -234,15 +242,25 @@ def test_dropout_touches_the_adapter_alone_and_only_with_a_key():
 # Several devices.
 
 
-@pytest.mark.parametrize("dispatch", [ExpertParallel(), Dropless()], ids=["exchanged", "gathered"])
-@pytest.mark.parametrize("adapted", [False, True], ids=["dense", "low_rank"])
-def test_eight_devices_equal_one(dispatch, adapted):
-    trained, frozen, tuning = low_rank()
-    leaves = tuning.join(trained, frozen) if adapted else frozen
+@pytest.mark.parametrize(
+    ("dispatch", "place", "adapted"),
+    [
+        (ExpertParallel(), EIGHT, False),
+        (Dropless(), EIGHT, True),
+        (ExpertParallel(), THREE_WAYS, True),
+    ],
+    ids=["exchanged", "gathered", "exchanged_in_parts"],
+)
+def test_eight_devices_equal_one(dispatch, place, adapted):
+    trained, frozen, tuning = low_rank(biases=True)
+
+    def leaves(*trees):
+        return tuning.join(*trees) if adapted else trees[1]
+
+    placed = [jax.device_put(tree, place.weights(tree)) for tree in (trained, frozen)]
     for load in ("skewed", "padded"):
-        placed = jax.device_put(leaves, EIGHT.weights(leaves))
-        many = of(dispatch, load, leaves=placed, place=EIGHT)
-        assert_close(many, of(Dropless(), load, leaves=leaves))
+        many = of(dispatch, load, leaves=leaves(*placed), place=place)
+        assert_close(many, of(Dropless(), load, leaves=leaves(trained, frozen)))
 
 
 def test_expert_parallelism_exchanges_tokens_and_gathers_no_expert():

@@ -312,7 +312,7 @@ def test_the_quantile_correction_needs_the_router_that_solves_for_it():
     ],
     ids=["groups", "open", "cutoff"],
 )
-def test_sizes_that_a_router_cannot_serve_are_refused_when_the_layer_is_described(
+def test_sizes_that_a_router_cannot_serve_are_refused_when_they_are_written_down(
     router, experts, active, words
 ):
     with pytest.raises(ValueError, match=type(router).__name__) as error:

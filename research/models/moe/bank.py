@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from research.core.weights import contract, grouped, value_of
+from research.core.weights import contract, grouped, letters_of, value_of
 
 Product = Callable[[str, str, jax.Array], jax.Array]
 
@@ -30,6 +30,11 @@ class Experts:
     weights: dict[str, Any]
     activation: Any = dataclasses.field(metadata={"static": True})
     platform: str = dataclasses.field(metadata={"static": True})
+
+    def letters(self) -> Experts:
+        """Give the axis letters of every array, in the same tree."""
+        weights = {name: letters_of(name, leaf) for name, leaf in self.weights.items()}
+        return dataclasses.replace(self, weights=weights)
 
     def grouped(self, x_MD: Float[Array, "M D"], sizes_E: Int[Array, " E"]) -> Float[Array, "M D"]:
         """Run rows that are sorted by expert, sizes_E each; rows beyond them give zeros."""

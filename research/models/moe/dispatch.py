@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
@@ -150,36 +151,79 @@ def by_rows(
     place: Placement,
     split: tuple[str, ...] = (),
 ) -> jax.Array:
-    """Call `run` on each device's own rows, with the experts that live there.
+    """Call `run` on each device's own tokens, with the experts that live there.
+
+    Tokens lie where the layout splits B and T, and experts stay split over F where it divides them:
+    then a device gives its part of every sum, and the parts are added. Over all other mesh axes
+    experts are gathered whole.
 
     Args:
-      split: the mesh axes that experts stay split over; over all others they are gathered whole.
+      split: the mesh axes that experts stay split over.
     """
     if place.mesh.size == 1:
         return run(x_MD, routing, experts)
-    axes = dict(place.layout.activations).get("B", ())
+    rules = dict(place.layout.activations)
+    rows, tokens = rules.get("B", ()), rules.get("T", ())
+    widths = _width_axes(experts, place, (*rows, *tokens, *split))
+    specs = {"E": split, "F": widths}
 
-    def own(leaf: Any) -> jax.P:
-        return jax.P(split) if leaf.ndim else jax.P()
+    def spec(letters: str) -> jax.P:
+        return jax.P(*(specs.get(letter) or None for letter in letters))
 
-    def local(x_MD: jax.Array, routing: Routing, experts: Experts) -> jax.Array:
-        return run(x_MD, routing, _with_own_noise(experts, axes))
+    def local(x_BTD: jax.Array, routing: Routing, experts: Experts) -> jax.Array:
+        routing = jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), routing)
+        experts = _with_own_noise(_with_one_bias(experts, widths), (*rows, *tokens), widths)
+        out_MD = run(x_BTD.reshape(-1, x_BTD.shape[-1]), routing, experts)
+        out_MD = jax.lax.psum(out_MD, widths) if widths else out_MD
+        return out_MD.reshape(x_BTD.shape)
 
-    return jax.shard_map(
+    def unflatten(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(routing.rows, -1, leaf.shape[-1])
+
+    own = jax.P(rows or None, tokens or None)
+    x_BTD, routing = unflatten(x_MD), jax.tree.map(unflatten, routing)
+    out_BTD = jax.shard_map(
         local,
         mesh=place.mesh,
-        in_specs=(jax.P(axes), jax.P(axes), jax.tree.map(own, experts)),
-        out_specs=jax.P(axes),
+        in_specs=(own, own, jax.tree.map(spec, experts.letters())),
+        out_specs=own,
         check_vma=False,
-    )(x_MD, routing, experts)
+    )(x_BTD, routing, experts)
+    return out_BTD.reshape(x_MD.shape)
 
 
-def _with_own_noise(experts: Experts, axes: tuple[str, ...]) -> Experts:
-    """Let dropout differ between devices that hold different rows."""
+def _width_axes(experts: Experts, place: Placement, taken: tuple[str, ...]) -> tuple[str, ...]:
+    """Name the mesh axes that the layout splits F over, where they divide the experts' width."""
+    axes = dict(place.layout.weights).get("F", ())
+    axes = tuple(a for a in axes if place.mesh.shape[a] > 1 and a not in taken)
+    shards = math.prod(place.mesh.shape[axis] for axis in axes)
+    pairs = zip(jax.tree.leaves(experts.letters()), jax.tree.leaves(experts), strict=True)
+    sizes = [leaf.shape[letters.index("F")] for letters, leaf in pairs if "F" in letters]
+    return axes if all(size % shards == 0 for size in sizes) else ()
 
-    def fold(leaf: Any) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+
+def _with_one_bias(experts: Experts, widths: tuple[str, ...]) -> Experts:
+    """Keep the bias of the output on one of the devices whose parts are added."""
+    name = "down_bias_ED"
+    if not widths or name not in experts.weights:
+        return experts
+    first = jax.lax.axis_index(widths) == 0
+    bias_ED = jnp.where(first, experts.weights[name], 0)
+    return dataclasses.replace(experts, weights=experts.weights | {name: bias_ED})
+
+
+def _with_own_noise(experts: Experts, tokens: tuple[str, ...], widths: tuple[str, ...]) -> Experts:
+    """Let dropout differ between devices that hold other tokens, or other columns of F."""
+
+    def fold(axes: tuple[str, ...], leaf: Any) -> Any:
+        if not axes or not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         return jax.random.fold_in(leaf, jax.lax.axis_index(axes))
 
-    return jax.tree.map(fold, experts) if axes else experts
+    weights = {
+        name: jax.tree.map(
+            functools.partial(fold, (*tokens, *widths) if name.startswith("down") else tokens), leaf
+        )
+        for name, leaf in experts.weights.items()
+    }
+    return dataclasses.replace(experts, weights=weights)

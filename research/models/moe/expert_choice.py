@@ -56,5 +56,6 @@ class ExpertChoice:
             weights_MA=jnp.where(kept_EM.T, p_ME, 0.0),
             kept_MA=kept_EM.T,
             probability_ME=p_ME,
+            rows=tokens.rows,
             num_kept=num_experts * most,
         )

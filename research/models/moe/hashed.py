@@ -53,6 +53,7 @@ class Hashed:
             weights_MA=jnp.where(kept_MA, 1.0 / experts_per_token, 0.0),
             kept_MA=kept_MA,
             probability_ME=taken_ME / experts_per_token,
+            rows=tokens.rows,
         )
 
 

@@ -41,6 +41,7 @@ class Routing:
       probability_ME: the router's distribution over experts (differentiable), for statistics.
       shortfall_ME: what would have to be added to an expert's score for the token to take it;
         only where the router balances by it.
+      rows: B; tokens lie row by row.
       num_kept: how many slots can be kept at most, over all tokens; None: all of them.
     """
 
@@ -49,6 +50,7 @@ class Routing:
     kept_MA: Bool[Array, "M A"]
     probability_ME: Float[Array, "M E"]
     shortfall_ME: Float[Array, "M E"] | None = None
+    rows: int = dataclasses.field(metadata={"static": True})
     num_kept: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 

@@ -83,4 +83,5 @@ def weigh(
         weights_MA=jnp.where(kept_MA, weights_MA * scale, 0.0),
         kept_MA=kept_MA,
         probability_ME=s_ME / (jnp.sum(s_ME, axis=-1, keepdims=True) + 1e-20),
+        rows=tokens.rows,
     )

@@ -68,4 +68,5 @@ class SoftmaxTopK:
             weights_MA=jnp.where(kept_MA, weights_MA, 0.0),
             kept_MA=kept_MA,
             probability_ME=p_ME,
+            rows=tokens.rows,
         )
