@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -16,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from research.core.generation import Sampling
+from research.core.parts import vary
 from research.core.records import Batch
 from research.core.vocabulary import token_statistics
 from research.huggingface.export import save
@@ -50,8 +52,8 @@ def cases(*later: str) -> list[Any]:
 
 
 COMPILED = cases("deepseek_v3_direct")
-DECODED = cases("qwen3_moe_window", "olmoe", "deepseek_v3_direct", "glm4_moe")
-"""One of each kind of attention at once; what is special to the others has dense families."""
+DECODED = cases("mixtral", "qwen3_moe_window", "olmoe", "deepseek_v3_direct", "glm4_moe")
+"""At once with sinks and windows, and with latents; the others attend as dense families do."""
 
 
 @functools.cache
@@ -167,6 +169,39 @@ def test_logits_equal_the_stored_ones_whichever_side_is_padded(case):
         difference = np.abs(ours(case)[f"logits_{side}"] - expected).max()
         assert difference < LOGIT_TOLERANCE, side
         assert np.ptp(expected) > 1, "logits near zero would agree by accident"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("mixtral", {"moe.router.normalise": False}),
+        ("mixtral", {"moe.experts_per_token": 1}),
+        ("qwen3_moe_window", {"windows": ()}),
+        ("olmoe", {"qkv_clip": None}),
+        ("olmoe", {"moe.router.normalise": True}),
+        ("gpt_oss_window", {"windows": (None, 3, None, 3)}),
+        ("gpt_oss_window", {"activation.limit": 7.0}),
+        ("gpt_oss_window", {"activation.alpha": 1.0}),
+        ("gpt_oss_window", {"rope.scaling.truncate": True}),
+        ("deepseek_v3", {"attention_scale": None}),
+        ("deepseek_v3", {"latent.norm_eps": 1e-3}),
+        ("deepseek_v3", {"rope.interleaved": False}),
+        ("deepseek_v3", {"rope.scaling.mscale": 1.3}),
+        ("deepseek_v3", {"moe.router.groups_kept": 4}),
+        ("deepseek_v3", {"moe.router.scale": 1.0}),
+        ("glm4_moe", {"rope.fraction": 1.0}),
+        ("glm4_moe", {"moe.router.normalise": False}),
+    ],
+    ids=str,
+)
+def test_a_case_sees_every_detail_of_its_family(case, change):
+    model, params, _ = opened(case)
+    changed = dataclasses.replace(model, arch=vary(model.arch, change))
+    rows = rows_of(case, left=False)
+    forward = jax.jit(lambda p, b: changed.apply(p, b).logits(), compiler_options=QUICK)
+    logits_BTV = np.asarray(forward(params, batch_of(rows)))[rows["real"]]
+    assert np.abs(logits_BTV - stored()[f"{case}/logits_right"]).max() > 3 * LOGIT_TOLERANCE
 
 
 @pytest.mark.parametrize("case", COMPILED)
