@@ -25,12 +25,12 @@ COUNTS = {
     models.glm4p5_air: ("glm4_moe", 106_852_251_264, 13_424_129_664),
     models.glm4p5: ("glm4_moe", 352_797_829_024, 33_632_266_144),
 }
-# What the authors state, in billions, and how many tables of V x D (embedding, head) are not in it,
-# of the total and of the active. Sources: Mixtral 8x7B, arXiv 2401.04088 and its model page; the
-# model cards of Qwen3; OLMoE, arXiv 2409.02060; gpt-oss model card, arXiv 2508.10925, table 1, whose
-# active parameters leave the embedding out; DeepSeek-V3, arXiv 2412.19437; GLM-4.5, arXiv 2508.06471,
-# whose numbers agree without embedding and head (as they count), and for 355B with the layer for
-# multi-token prediction (4.0B), which is not read here.
+# What the authors state, in billions, and how many tables of V x D (embedding, head) are not in
+# it, of the total and of the active. Sources: Mixtral 8x7B, arXiv 2401.04088 and its model page;
+# the model cards of Qwen3; OLMoE, arXiv 2409.02060; gpt-oss model card, arXiv 2508.10925, table 1,
+# whose active parameters leave the embedding out; DeepSeek-V3, arXiv 2412.19437; GLM-4.5, arXiv
+# 2508.06471, whose numbers agree where embedding and head are left out, and 355B only with the
+# layer for multi-token prediction (4.0B), which is not read here.
 STATED = {
     models.mixtral_8x7b: (46.7, 0, 12.9, 0),
     models.qwen3_30b_a3b: (30.5, 0, 3.3, 0),
