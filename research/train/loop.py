@@ -375,6 +375,7 @@ def evaluate_all(
             prepared.place,
             progress,
             stop_ids=prepared.stop_ids,
+            start=functools.partial(prepared.params, state.frozen),
         )
         record.evaluation(int(state.learner.step), evaluation)
         values |= {f"{evaluator.name}/{k}": v.value for k, v in evaluation.metrics.items()}

@@ -196,7 +196,7 @@ FOLDERS = {
         ("config.json does not exist",),
     ),
     "no JSON": (damage("config.json", lambda held: held[:9]), ("config.json is not JSON",)),
-    "architecture": (field(model_type="gpt_neox"), ("'gpt_neox'", "supported are llama")),
+    "architecture": (field(model_type="gpt_neox"), ("'gpt_neox'", "supported are ", " llama,")),
     "unknown field": (field(rope_twist=3), ("rope_twist=3", "may change the arithmetic")),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -204,7 +204,7 @@ FOLDERS = {
     ),
     "cut weights": (damage("model.safetensors", lambda held: held[:-9]), ("its header describes",)),
     "cut header": (damage("model.safetensors", lambda held: held[:99]), ("header does not fit",)),
-    "missing tensor": (field(num_hidden_layers=6), ("missing model.layers.5.", "(64, 64)")),
+    "missing tensor": (field(num_hidden_layers=6), ("missing model.layers.5.", "(172, 64)")),
     "tokenizer": (damage("tokenizer.json", lambda held: held[:9]), ("tokenizer cannot be opened",)),
     "stops": (
         damage("generation_config.json", lambda _: b'{"eos_token_id": "x"}'),
