@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
 
 import jax
@@ -87,67 +87,77 @@ def _backward(kept: tuple, bar_MO: jax.Array) -> tuple[jax.Array, jax.Array, Non
 _by_blocks.defvjp(_forward, _backward)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """Blocks of rows, expert by expert: those of one expert start at its first row.
+
+    An expert without rows has no block, so that nothing of it is read.
+
+    Attributes:
+      block: rows of a block.
+      num_blocks: how many there are (traced).
+      owner_J, first_J: the expert and the first row of each; more than there are.
+      end_J: where the owner's rows end.
+    """
+
+    block: int
+    num_blocks: jax.Array
+    owner_J: jax.Array
+    first_J: jax.Array
+    end_J: jax.Array
+
+    def rows(self, j: jax.Array, num_rows: int) -> tuple[jax.Array, jax.Array]:
+        """Give where block j starts, moved back where it would leave the array, and which of its
+        rows are its own."""
+        start = jnp.minimum(self.first_J[j], num_rows - self.block)
+        row = start + jnp.arange(self.block)
+        return start, ((row >= self.first_J[j]) & (row < self.end_J[j]))[:, None]
+
+
+def _walk(sizes_E: jax.Array, num_rows: int) -> _Walk:
+    num_experts = sizes_E.shape[0]
+    block = _block_rows(num_rows, num_experts)
+    blocks_E = -(-sizes_E // block)
+    ends_E, last_E = jnp.cumsum(sizes_E), jnp.cumsum(blocks_E)
+    j = jnp.arange(num_rows // block + num_experts)
+    owner_J = jnp.minimum(jnp.searchsorted(last_E, j, side="right"), num_experts - 1)
+    first_J = (ends_E - sizes_E)[owner_J] + (j - (last_E - blocks_E)[owner_J]) * block
+    return _Walk(block, last_E[-1], owner_J, first_J, ends_E[owner_J])
+
+
 def _rows_product(
     x_MI: jax.Array, w_EIO: jax.Array, sizes_E: jax.Array, contracted: int
 ) -> jax.Array:
-    """Walk every expert's rows in blocks; contract x with axis 0 or 1 of the expert's matrix.
+    """Contract each row with axis 0 or 1 of its expert's matrix.
 
     A block that reaches over its expert's rows leaves the rows of others as they are.
     """
-    num_rows, num_experts = x_MI.shape[0], w_EIO.shape[0]
-    block = _block_rows(num_rows, num_experts)
+    num_rows, walk = x_MI.shape[0], _walk(sizes_E, x_MI.shape[0])
     dims = (((1,), (contracted,)), ((), ()))
 
-    def expert(e: jax.Array, y: jax.Array) -> jax.Array:
-        w = w_EIO[e]
+    def step(j: jax.Array, y_MO: jax.Array) -> jax.Array:
+        start, mine = walk.rows(j, num_rows)
+        x = jax.lax.dynamic_slice_in_dim(x_MI, start, walk.block)
+        old = jax.lax.dynamic_slice_in_dim(y_MO, start, walk.block)
+        new = jax.lax.dot_general(x, w_EIO[walk.owner_J[j]], dims)
+        return jax.lax.dynamic_update_slice_in_dim(y_MO, jnp.where(mine, new, old), start, 0)
 
-        def rows(i: jax.Array, y: jax.Array) -> jax.Array:
-            start, mine = _block(i, e, ends_E, sizes_E, block, num_rows)
-            x = jax.lax.dynamic_slice_in_dim(x_MI, start, block)
-            old = jax.lax.dynamic_slice_in_dim(y, start, block)
-            new = jnp.where(mine[:, None], jax.lax.dot_general(x, w, dims), old)
-            return jax.lax.dynamic_update_slice_in_dim(y, new, start, 0)
-
-        return jax.lax.fori_loop(0, -(-sizes_E[e] // block), rows, y)
-
-    ends_E = jnp.cumsum(sizes_E)
     y_MO = jnp.zeros((num_rows, w_EIO.shape[2 - contracted]), x_MI.dtype)
-    return jax.lax.fori_loop(0, num_experts, expert, y_MO)
+    return jax.lax.fori_loop(0, walk.num_blocks, step, y_MO)
 
 
 def _outer_product(x_MI: jax.Array, bar_MO: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Give every expert's sum of x^T bar over its rows, float32: zeros where it has none."""
-    num_rows, num_experts = x_MI.shape[0], sizes_E.shape[0]
-    block = _block_rows(num_rows, num_experts)
-    shape = (x_MI.shape[1], bar_MO.shape[1])
-    product = functools.partial(
-        jax.lax.dot_general,
-        dimension_numbers=(((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    num_rows, walk = x_MI.shape[0], _walk(sizes_E, x_MI.shape[0])
+    dims = (((0,), (0,)), ((), ()))
 
-    def expert(e: jax.Array, sums: jax.Array) -> jax.Array:
-        def rows(i: jax.Array, total: jax.Array) -> jax.Array:
-            start, mine = _block(i, e, ends_E, sizes_E, block, num_rows)
-            x = jax.lax.dynamic_slice_in_dim(x_MI, start, block)
-            bar = jax.lax.dynamic_slice_in_dim(bar_MO, start, block)
-            return total + product(x, jnp.where(mine[:, None], bar, 0))
+    def step(j: jax.Array, sums_EIO: jax.Array) -> jax.Array:
+        start, mine = walk.rows(j, num_rows)
+        x = jax.lax.dynamic_slice_in_dim(x_MI, start, walk.block)
+        bar = jnp.where(mine, jax.lax.dynamic_slice_in_dim(bar_MO, start, walk.block), 0)
+        product = jax.lax.dot_general(x, bar, dims, preferred_element_type=jnp.float32)
+        e = walk.owner_J[j]
+        return jax.lax.dynamic_update_index_in_dim(sums_EIO, sums_EIO[e] + product, e, 0)
 
-        zero = jnp.zeros(shape, jnp.float32)
-        total = jax.lax.fori_loop(0, -(-sizes_E[e] // block), rows, zero)
-        return jax.lax.dynamic_update_index_in_dim(sums, total, e, 0)
-
-    ends_E = jnp.cumsum(sizes_E)
-    zeros = jnp.zeros((num_experts, *shape), jnp.float32)
-    return jax.lax.fori_loop(0, num_experts, expert, zeros)
-
-
-def _block(
-    i: jax.Array, e: jax.Array, ends_E: jax.Array, sizes_E: jax.Array, block: int, num_rows: int
-) -> tuple[jax.Array, jax.Array]:
-    """Give where block i of expert e starts, moved back where it would leave the array, and which
-    of its rows are that block's own."""
-    first = ends_E[e] - sizes_E[e] + i * block
-    start = jnp.minimum(first, num_rows - block)
-    row = start + jnp.arange(block)
-    return start, (row >= first) & (row < ends_E[e])
+    shape = (sizes_E.shape[0], x_MI.shape[1], bar_MO.shape[1])
+    return jax.lax.fori_loop(0, walk.num_blocks, step, jnp.zeros(shape, jnp.float32))
