@@ -280,8 +280,10 @@ def outcome(trial: Trial) -> str:
 def assumptions(made: Plan) -> tuple[str, ...]:
     """Say what the numbers rest on."""
     chip: Chip | None = made.topology.chip
+    unknown = [name for p in made.programs for name in p.compiled.unknown_loops]
+    once = (f"loops of unknown length, counted once: {', '.join(unknown)}",) if unknown else ()
     if chip is None:
-        return ("the speed of this machine's CPU is not known: no times are estimated",)
+        return ("the speed of this machine's CPU is not known: no times are estimated", *once)
     dtype = made.experiment.compute.dtype
     outer = chip.outer_bytes_per_s
     numbers = (
@@ -291,8 +293,6 @@ def assumptions(made: Plan) -> tuple[str, ...]:
         + (f"{outer / 1e9:.1f} GB/s a device to other slices or nodes" if outer else "")
         + f" ({'; '.join(sorted(set(chip.sources.values())))})"
     )
-    unknown = [name for p in made.programs for name in p.compiled.unknown_loops]
-    once = (f"loops of unknown length, counted once: {', '.join(unknown)}",) if unknown else ()
     return (*ASSUMPTIONS, numbers, *once)
 
 

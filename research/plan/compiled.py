@@ -76,12 +76,14 @@ def compile_program(
     arguments: Sequence[Any],
     mesh: Mapping[str, int],
     options: Mapping[str, Any],
+    trips: Mapping[str, int],
 ) -> Compiled:
     """Compile a jitted program for abstract arguments and say what it needs.
 
     Args:
       mesh: axis -> size, in the order of the mesh's dimensions.
       options: the compiler's.
+      trips: see `research.plan.hlo.read`.
 
     Raises:
       DoesNotFit: the compiler refused; the message has its figures.
@@ -94,11 +96,13 @@ def compile_program(
             raise
         raise DoesNotFit(f"{name}: {refusal(str(error))}") from error
     seconds = time.perf_counter() - start
-    return _analyse(name, compiled, mesh, seconds)
+    program = read(compiled.as_text(), trips)
+    return _analyse(name, program, compiled.memory_analysis(), mesh, seconds)
 
 
-def _analyse(name: str, compiled: Any, mesh: Mapping[str, int], seconds: float) -> Compiled:
-    memory, program = compiled.memory_analysis(), read(compiled.as_text())
+def _analyse(
+    name: str, program: Program, memory: Any, mesh: Mapping[str, int], seconds: float
+) -> Compiled:
     arguments = memory.argument_size_in_bytes
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = max(memory.peak_memory_in_bytes, arguments + kept)

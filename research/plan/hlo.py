@@ -148,8 +148,7 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Program:
     """Read the text of `compiled.as_text()`.
 
     Args:
-      trips: turns of loops that end by their data (decoding), by a part of the `op_name` of the
-        loop: the caller knows their bound.
+      trips: turns of loops that end by their data (decoding), by the end of the loop's `op_name`.
 
     Raises:
       ValueError: the text has no entry computation.
@@ -193,7 +192,7 @@ class _Walker:
     def _turns(self, computation: Computation, loop: Instruction) -> float:
         if known := _TRIPS.search(loop.attributes):
             return float(known[1])
-        bound = [n for part, n in self.trips.items() if part in loop.op_name]
+        bound = [n for end, n in self.trips.items() if loop.op_name.endswith(end)]
         turns = bound[0] if bound else counted_trips(self.computations, computation, loop)
         if turns is None:
             self.unknown.append(loop.op_name or loop.name)

@@ -28,6 +28,7 @@ from research.train.step import compile_step, start_of, structure_of
 
 PROGRAMS = ("training", "scoring", "decoding")
 NEW_TOKENS = 128  # that decoding is planned for, where the estimator decodes nothing
+GENERATION = "jit(generate)/while"  # the loop that adds tokens: it may end before its bound
 BLOCK = 512  # of blockwise attention on GPUs
 NO_TUNING: Mapping[str, Any] = {}
 WITHOUT_GPU: Mapping[str, Any] = {"xla_gpu_autotune_level": 0}
@@ -194,8 +195,7 @@ class Site:
 
     def decoding(self, learner: Learner, frozen: Any) -> Planned:
         """Compile the continuation of prompts: their prefill, and the loop that adds tokens."""
-        scorer: Estimator | None = self.experiment.curriculum.scorer
-        new = (scorer.new_tokens if scorer else None) or NEW_TOKENS
+        new = self._new_tokens()
         rows, length = self._scored_rows(), self.experiment.data.row_tokens
         model, tuning = self.model.for_scoring(), self.experiment.tuning
 
@@ -225,10 +225,15 @@ class Site:
         self, name: str, program: Any, arguments: tuple, flops: float, tokens: int, shape: str
     ) -> Planned:
         mesh, dtype = self.place.mesh, self.experiment.compute.dtype
-        compiled = compile_program(name, program, arguments, dict(mesh.shape), self.options)
+        turns = {GENERATION: self._new_tokens() - 1}  # the prompt gives the first token
+        compiled = compile_program(name, program, arguments, dict(mesh.shape), self.options, turns)
         devices = list(mesh.devices.flat)
         time = roofline(compiled, self.topology, devices, dtype, flops)
         return Planned(compiled=compiled, time=time, tokens=tokens, shape=shape)
+
+    def _new_tokens(self) -> int:
+        scorer: Estimator | None = self.experiment.curriculum.scorer
+        return (scorer.new_tokens if scorer else None) or NEW_TOKENS
 
     def _scored_rows(self) -> int:
         shards = self.place.num_row_shards
