@@ -43,6 +43,10 @@ class Model(Protocol):
         """Give shapes and dtypes of the parameters without touching a device."""
         ...
 
+    def with_noise(self, params: Tree, key: Array) -> Tree:
+        """Give parameters that carry the key of a noisy router's noise; others as they are."""
+        ...
+
     def apply(self, params: Tree, batch: Batch) -> Output:
         """Run a whole batch at once."""
         ...

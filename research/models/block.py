@@ -23,6 +23,20 @@ CosSin = tuple[jax.Array, jax.Array] | None
 class Attention(nnx.Module):
     """Grouped-query attention: what comes before the scores, and what comes after the mixture."""
 
+    query_D_KGH: nnx.Param
+    key_D_KH: nnx.Param
+    value_D_KH: nnx.Param
+    out_KGH_D: nnx.Param
+    query_bias_KGH: nnx.Param
+    key_bias_KH: nnx.Param
+    value_bias_KH: nnx.Param
+    out_bias_D: nnx.Param
+    query_norm_H: nnx.Param
+    key_norm_H: nnx.Param
+    query_norm_KGH: nnx.Param
+    key_norm_KH: nnx.Param
+    sinks_KG: nnx.Param
+
     def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
         self.arch, self.place = arch, place
         names = ["query_D_KGH", "key_D_KH", "value_D_KH", "out_KGH_D"]
@@ -75,6 +89,18 @@ class LatentAttention(nnx.Module):
 
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1, equations 9 to 19.
     """
+
+    query_D_KGH: nnx.Param
+    query_down_D_I: nnx.Param
+    query_norm_I: nnx.Param
+    query_up_I_KGH: nnx.Param
+    latent_D_Q: nnx.Param
+    latent_norm_J: nnx.Param
+    key_value_J_KU: nnx.Param
+    out_KW_D: nnx.Param
+    latent_bias_Q: nnx.Param
+    query_down_bias_I: nnx.Param
+    out_bias_D: nnx.Param
 
     def __init__(self, key: jax.Array, arch: Architecture, place: Placement):
         self.arch, self.place = arch, place

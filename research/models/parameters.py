@@ -30,8 +30,7 @@ def parameter(
     if not axes.is_kernel:
         zero = any(word in name for word in ("bias", "correction", "sinks"))
         return nnx.Param(jnp.full(shape, 0.0 if zero else 1.0 - norm_offset, jnp.float32))
-    if std is None:
-        fan_in = axes.matrix(shape)[1] if axes.inputs not in ("V", "S") else 1
-        std = fan_in**-0.5 if fan_in > 1 else 0.02
+    fan_in = axes.matrix(shape)[1] if axes.inputs not in ("V", "S") else 1
+    fitting = fan_in**-0.5 if fan_in > 1 else 0.02
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
+    return nnx.Param((fitting if std is None else std) * jax.random.normal(key, shape, jnp.float32))

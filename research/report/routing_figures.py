@@ -170,9 +170,7 @@ def slices(found: Mapping[str, Sequence[Sliced]]) -> bytes:
         label = f"{arm}, layer {own.layer}"
         maps[label] = lift_SE[chosen]
         names[label] = [own.end.slices[s] for s in chosen]
-    return heat_maps(
-        maps, rows=names, xlabel="expert", ylabel="", scale="slice / all"
-    )
+    return heat_maps(maps, rows=names, xlabel="expert", ylabel="", scale="slice / all")
 
 
 def heat_maps(
