@@ -179,14 +179,15 @@ def reason_of(error: BaseException) -> str:
     return said if len(said) < 500 else f"{said[:500]} ..."
 
 
-def is_own(error: BaseException) -> bool:
+def is_own(error: BaseException | None) -> bool:
     """Whether an error arose here; what jax raises may be the loss of another process."""
-    if isinstance(error, KeyboardInterrupt):
+    if error is None or isinstance(error, KeyboardInterrupt):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    raised_in = str(frames[-1].f_globals.get("__name__"))
+    raised_in = str(frames[-1].f_globals.get("__name__")) if frames else ""
     lost = "Gloo" in str(error) or type(error).__name__ == "JaxRuntimeError"
-    return not lost and not raised_in.startswith(("jax", "orbax"))
+    here = not lost and not raised_in.startswith(("jax", "orbax"))
+    return here and is_own(error.__cause__)
 
 
 class Notice:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,11 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.wait()
-        self._orbax.close()
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        said = contextlib.nullcontext() if error is None else contextlib.suppress(Exception)
+        with said:  # Orbax raises what failed once more; the error that is under way comes first
+            self.wait()
+            self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
@@ -119,22 +122,26 @@ class Store:
 
         Args:
           source: what the frozen weights are and their fingerprint; compared when restoring.
+
+        Raises:
+          CheckpointError: this one, or the one before it, could not be written.
         """
         self.wait()
         if is_first():
             self._digest_file(step).unlink(missing_ok=True)  # of a checkpoint that was taken back
         empty = {k: [list(v.shape), str(v.dtype)] for k, v in curriculum.items() if v.size == 0}
         known = dict(metrics) if self.keep.metric in metrics else None
-        response = self._orbax.save_checkpointables_async(
-            step,
-            {
-                "learner": _as_tree(learner),
-                "curriculum": {k: np.asarray(v) for k, v in curriculum.items() if v.size},
-            },
-            metrics=known,
-            custom_metadata={"format": FORMAT, "source": dict(source), "empty": empty},
-            overwrite=True,
-        )
+        with self._written(step):
+            response = self._orbax.save_checkpointables_async(
+                step,
+                {
+                    "learner": _as_tree(learner),
+                    "curriculum": {k: np.asarray(v) for k, v in curriculum.items() if v.size},
+                },
+                metrics=known,
+                custom_metadata={"format": FORMAT, "source": dict(source), "empty": empty},
+                overwrite=True,
+            )
         self._saving = (step, response)
 
     def wait(self) -> None:
@@ -147,10 +154,8 @@ class Store:
             return
         (step, response), self._saving = self._saving, None
         if response is not None:
-            try:
+            with self._written(step):
                 response.result()
-            except Exception as error:  # whatever Orbax raises for what could not be written
-                raise CheckpointError(self._unsaved(step, error)) from error
         if is_first():
             self._write_digests(step)
 
@@ -160,14 +165,21 @@ class Store:
             if int(stale.name.split(".")[0]) not in self.steps:
                 stale.unlink()
 
-    def _unsaved(self, step: int, error: Exception) -> str:
-        good = [found for found in self.steps if found != step]
-        return (
-            f"checkpoint {self.folder / str(step)} could not be written "
-            f"({type(error).__name__}: {str(error)[:300]}). "
-            + (f"The last good one is step {good[-1]}" if good else "There is no good one yet")
-            + "; make room, and the same command goes on there"
-        )
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        """Name the last good checkpoint where this one cannot be written."""
+        try:
+            yield
+        except Exception as error:  # whatever Orbax raises
+            good = [found for found in self.steps if found != step]
+            remains = (
+                f"The last good one is step {good[-1]}" if good else "There is no good one yet"
+            )
+            raise CheckpointError(
+                f"checkpoint {self.folder / str(step)} could not be written "
+                f"({type(error).__name__}: {str(error)[:300]}). {remains}; make room, and the same "
+                "command goes on there"
+            ) from error
 
     def restore(
         self, abstract: Learner, *, source: Mapping[str, Any], step: int | None = None
