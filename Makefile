@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: quickstart reproduce-quickstart test test-slow test-aot lint parity families benchmarks clean
+.PHONY: quickstart moe reproduce-quickstart test test-slow test-aot lint parity families benchmarks clean
 
 $(VENV)/run: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,17 @@ quickstart: $(VENV)/run  ## fine-tune the small real model under a curriculum an
 	$(RUN)/maktab generate experiments/assets/stories260k $(PROMPTS) --max-tokens 64
 	@echo; echo "after fine-tuning (the best run):"
 	$(RUN)/maktab generate $(QUICK)/best $(PROMPTS) --max-tokens 64
+
+MOE := runs/moe
+moe: $(VENV)/run  ## mixtures of experts: what balances a router, and what fine-tuning does to it
+	$(RUN)/maktab sweep experiments/moe_balance.py --workdir $(MOE)/balance
+	$(RUN)/maktab report $(MOE)/balance --control "no balance" --out $(MOE)/balance/report
+	rm -rf $(MOE)/upcycled $(MOE)/base
+	$(RUN)/maktab upcycle experiments/assets/stories260k --experts 8 --per-token 2 --router sigmoid --to $(MOE)/upcycled
+	$(RUN)/maktab sweep experiments/moe_routers.py --generator base --workdir $(MOE)/pretraining
+	$(RUN)/maktab export $(MOE)/pretraining/base/seed-0 --to $(MOE)/base
+	$(RUN)/maktab sweep experiments/moe_routers.py --workdir $(MOE)/routers
+	$(RUN)/maktab report $(MOE)/routers --control frozen --out $(MOE)/routers/report
 
 reproduce-quickstart: $(VENV)/run  ## the long version: 400 steps, 5 seeds
 	$(RUN)/maktab sweep experiments/quickstart.py --generator long --workdir $(LONG)

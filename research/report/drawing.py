@@ -74,6 +74,16 @@ def explain(axes: Axes, entries: int) -> None:
         axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
 
+def explain_below(figure: Figure, axes: Axes, entries: int) -> None:
+    """Add a legend below all panels, which stays clear of curves that go everywhere."""
+    if entries > 1:
+        figure.set_figheight(figure.get_figheight() + 0.22 * -(-entries // 3))
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+            fontsize=SMALL, labelcolor=INK,
+        )  # fmt: skip
+
+
 def entitle(axes: Axes, text: str) -> None:
     """Put a title over the left of a panel."""
     axes.set_title(text, loc="left", fontsize=SMALL, color=INK)
