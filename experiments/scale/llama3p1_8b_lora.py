@@ -44,7 +44,7 @@ def get_config() -> Experiment:
             param_dtype="bfloat16",
             remat="full",
             vocabulary_chunk=512,
-            scoring_rows=16,
+            scoring_rows=64,
         ),
         layout=layouts.fsdp(),
     )
