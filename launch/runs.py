@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -54,27 +55,34 @@ def run(
       ValueError, FileNotFoundError: what is wrong with the input, before a device is touched.
       NonFiniteError, ScoringError, CheckpointError: why the run stopped.
     """
-    with console.status("reading model and data"):
-        prepared = done_by_all(lambda: prepare(experiment))
-    if prepared.place.platform == "cpu":
-        keep_freed_memory()
-    with held(workdir, group, console.print) as pulse, Notice() as notice:
-        for line in told_by_first(lambda: open_workdir(prepared, workdir, list(command))):
-            console.print(f"changed since this run began: {line}", markup=False)
-        if not quiet:
-            console.print(overview(prepared.pool))
-            if prepared.leaks:
-                console.print(leak_line(prepared), markup=False)
-        try:
-            with LiveWatch(console) as bars:
+    with Notice() as notice:
+        with console.status("reading model and data"):
+            prepared = done_by_all(lambda: prepare(experiment))
+        if prepared.place.platform == "cpu":
+            keep_freed_memory()
+        with held(workdir, group, console.print) as pulse:
+            for line in told_by_first(lambda: open_workdir(prepared, workdir, list(command))):
+                console.print(f"changed since this run began: {line}", markup=False)
+            if not quiet:
+                console.print(overview(prepared.pool))
+                if prepared.leaks:
+                    console.print(leak_line(prepared), markup=False)
+            with interruption_told(console), LiveWatch(console) as bars:
                 watch = Watches(bars, pulse)
                 state = train(prepared, workdir, watch, profile=profile, asked_to_leave=notice)
-        except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from the last checkpoint")
-            raise
-        if is_first():
-            finish(workdir, int(state.learner.step), experiment)
+            if is_first():
+                finish(workdir, int(state.learner.step), experiment)
     return state
+
+
+@contextlib.contextmanager
+def interruption_told(console: Console) -> Iterator[None]:
+    """Say how to go on after a Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from the last checkpoint")
+        raise
 
 
 def leak_line(prepared: Prepared) -> str:

@@ -1,4 +1,4 @@
-"""Guards and pulses without jax: who is missing is named, in time, whatever the clocks say."""
+"""Guards, pulses and notices: who is missing is named in time, whatever the clocks say."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from rich.console import Console
 
-from launch.processes import Meeting, is_own, join
+from launch.processes import Meeting, Notice, is_own, join
+from launch.runs import run
+from research.train.loop import PreemptedError, train
+from research.train.prepare import prepare
 from research.train.watchdog import (
     AGAIN,
     BEATS,
@@ -30,6 +35,7 @@ from research.train.watchdog import (
     write,
 )
 from tests.flow.crew import ROOT, Crew, crew, until
+from tests.flow.runs import Silent, tiny_run
 
 PEER_S = 1.2  # as short as a busy machine lets a beat of a twelfth of it be on time
 NOTICED_S = 6.0  # peer_s, the time for stacks, and a busy machine's delays
@@ -285,10 +291,44 @@ def test_a_process_that_was_taken_over_ends_before_it_writes(tmp_path):
         assert read(file_of(tmp_path, 0))["start"] == "another start"
 
 
+def test_a_run_leaves_alone_what_another_holds(tmp_path):
+    holder(tmp_path / "run")
+    with pytest.raises(HeldError, match="wait for it, end it, or give another --workdir"):
+        run(tiny_run(tmp_path), tmp_path / "run", Console(quiet=True), command=[])
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["processes"]
+
+
 def test_a_machine_is_known_by_its_boot_and_its_pid_namespace():
     boot, namespace = machine().split(" ")
     assert len(boot) == 36
     assert namespace.startswith("pid:[")
+
+
+# Leaving
+
+
+def test_sigterm_is_heard_and_what_was_there_before_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Notice() as notice:
+        assert not notice()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notice()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_is_asked_to_leave_saves_and_goes_on_bit_for_bit(tmp_path):
+    experiment = tiny_run(tmp_path, {"model.num_layers": 1, "clock.save_every": 0})
+    whole = train(prepare(experiment), tmp_path / "whole", Silent())
+    for answers in ([True], [False, True], [False, False, True]):
+        asked = iter(answers)
+        with pytest.raises(PreemptedError, match="the same command goes on there") as caught:
+            train(prepare(experiment), tmp_path / "cut", Silent(), asked_to_leave=asked.__next__)
+        assert caught.value.exit_code == AGAIN
+    resumed = train(prepare(experiment), tmp_path / "cut", Silent())
+    for name in ("metrics.jsonl", "order.jsonl", "losses.jsonl", "rounds/0001.npz"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for a, b in zip(jax.tree.leaves(whole.learner), jax.tree.leaves(resumed.learner), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # Words
