@@ -69,7 +69,8 @@ from tests.faults.test_files import small
 save = Store.save
 
 def save_onto_a_full_disk(self, step, *rest, **more):
-    if step == 6:  # nothing can grow beyond so many bytes
+    if step == 6:  # nothing can grow beyond so many bytes, and step 4 is on the disk by then
+        self.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, resource.RLIM_INFINITY))
     save(self, step, *rest, **more)
 
