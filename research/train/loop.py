@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,18 +15,19 @@ import numpy as np
 
 from research.checkpoint import Store
 from research.clock import Cycle
+from research.core.protocols import Tree
 from research.core.records import Batch, Learner, Report, State
 from research.curriculum.state import from_arrays
 from research.data.batches import pack_batch
 from research.data.packing import pack
 from research.evaluate.evaluate import evaluate
+from research.experiment import Update
 from research.report.writers import AnyRecord, open_record
 from research.score.pool import score_pool
 from research.train.prepare import Prepared
 from research.train.profile import profiled
 from research.train.routing import routing
 from research.train.step import (
-    Step,
     abstractly,
     all_finite,
     compile_reset,
@@ -74,6 +75,33 @@ def never() -> bool:
     return False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A cycle's steps, which a run wants done."""
+
+    prepared: Prepared
+    state: State
+    cycle: Cycle
+    rows: Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+    """A cycle's steps, done.
+
+    Attributes:
+      seen: the report of each step, on the host.
+      seconds: what they took; of several runs that went together, this one's share.
+    """
+
+    learner: Learner
+    seen: list[Report]
+    seconds: float
+
+
+Run = Generator[Work, Done, State]
+
+
 def train(
     prepared: Prepared,
     workdir: Path,
@@ -93,18 +121,40 @@ def train(
       NonFiniteError: more updates were withheld than the experiment tolerates.
       CheckpointError: the newest checkpoint cannot be used; the message says what to do.
     """
-    experiment, place = prepared.experiment, prepared.place
-    if profile is not None and profile[1] > experiment.clock.steps:
-        raise ValueError(f"profile={profile}: the run has {experiment.clock.steps} steps")
+    if profile is not None and profile[1] > prepared.experiment.clock.steps:
+        raise ValueError(f"profile={profile}: the run has {prepared.experiment.clock.steps} steps")
+    done: Any = None
+    with contextlib.closing(loop(prepared, workdir, watch, asked_to_leave=asked_to_leave)) as run:
+        while True:
+            try:
+                work = run.send(done)
+            except StopIteration as end:
+                return end.value
+            done = run_steps(work, profile, workdir)
+
+
+def loop(
+    prepared: Prepared,
+    workdir: Path,
+    watch: Watch,
+    *,
+    asked_to_leave: Callable[[], bool] = never,
+    frozen: Tree | None = None,
+) -> Run:
+    """Walk the cycles of a run; whoever drives it runs the steps, and so several may go together.
+
+    Args:
+      frozen: the frozen parameters, where they are on the devices already; they are only read.
+    """
+    experiment = prepared.experiment
     with (
         contextlib.closing(open_record(workdir, experiment.sinks)) as record,
         Store(workdir / "checkpoints", experiment.checkpoints) as store,
     ):
-        state, resumed = begin(prepared, store)
+        state, resumed = begin(prepared, store, frozen)
         first = int(state.learner.step)
         record.truncate_to(first if resumed else -1)
         watch.begins(prepared, first)
-        step = compile_step(prepared.model, place, structure_of(state.learner))
         if not resumed:
             evaluate_all(prepared, state, record, watch)
         for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
@@ -117,11 +167,12 @@ def train(
                 clock.lap("score_s")
             rows, state = plan(prepared, state, cycle)
             clock.lap("plan_s")
-            state, seen = run_cycle(prepared, step, state, cycle, rows, profile, workdir)
-            clock.lap("steps_s")
-            report = functools.reduce(Report.__add__, seen)
+            done = yield Work(prepared=prepared, state=state, cycle=cycle, rows=rows)
+            clock.charge("steps_s", done.seconds)
+            report = functools.reduce(Report.__add__, done.seen)
+            state = observe(prepared, state, done.learner, report)
             record_order(record, cycle, rows, report)
-            refuse_non_finite(prepared, state, cycle, seen, store)
+            refuse_non_finite(prepared, state, cycle, done.seen, store)
             metrics = summarise(prepared, state, cycle, report)
             record.metrics(cycle.last, metrics)
             scores = evaluate_all(prepared, state, record, watch) if cycle.evaluates else {}
@@ -165,14 +216,15 @@ def refuse_other_rounds(state: State, cycle: Cycle) -> None:
         )
 
 
-def begin(prepared: Prepared, store: Store) -> tuple[State, bool]:
+def begin(prepared: Prepared, store: Store, frozen: Tree | None = None) -> tuple[State, bool]:
     """Start from the newest checkpoint, or from the experiment's weights: (state, resumed)."""
     experiment, pool = prepared.experiment, prepared.pool
     learner, frozen = initialise(
         prepared.place,
         experiment.update(),
-        prepared.params(),
+        prepared.params(frozen),
         experiment.seed_of("initialisation"),
+        frozen,
     )
     if store.steps:
         learner, arrays = store.restore(abstractly(learner), source=prepared.source)
@@ -257,45 +309,49 @@ def steps_of(cycle: Cycle, rows: Rows) -> Iterator[tuple[int, Rows]]:
         yield cycle.first + index + 1, rows[index * size : (index + 1) * size]
 
 
-def run_cycle(
-    prepared: Prepared,
-    step: Step,
-    state: State,
-    cycle: Cycle,
-    rows: Rows,
-    profile: tuple[int, int] | None,
-    workdir: Path,
-) -> tuple[State, list[Report]]:
-    """Run the cycle's steps; the host looks at what each saw only at the end."""
-    experiment, place = prepared.experiment, prepared.place
+def run_steps(work: Work, profile: tuple[int, int] | None, workdir: Path) -> Done:
+    """Run a cycle's steps; the host looks at what each saw only at the end."""
+    begun, prepared, learner = time.perf_counter(), work.prepared, work.state.learner
+    step = compile_step(prepared.model, prepared.place, structure_of(learner))
+    fixed = prepared.place.put_everywhere(fixed_for(work))
+    seen: list[Report] = []
+    wait = functools.partial(jax.block_until_ready, seen)
+    batches = profiled(stream(work), work.cycle.first, profile, workdir / "profile", wait)
+    for batch in batches:
+        learner, report = step(learner, work.state.frozen, batch, *fixed)
+        seen.append(report)
+    seen = jax.device_get(seen)
+    return Done(learner=learner, seen=seen, seconds=time.perf_counter() - begun)
+
+
+def fixed_for(work: Work) -> tuple[Update, tuple[np.int32, np.int32], jax.Array]:
+    """Give what all steps of a cycle share: (update, span of the schedule, dropout key)."""
+    experiment, cycle = work.prepared.experiment, work.cycle
     spans_round = experiment.schedule_spans_round
     first = cycle.round_first if spans_round else 0
     steps = cycle.round_last - cycle.round_first if spans_round else experiment.clock.steps
     key = jax.random.key(experiment.seed_of("dropout"))
-    fixed = (experiment.update(), (np.int32(first), np.int32(steps)), key)
-    update, span, key = place.put_everywhere(fixed)
-    learner, seen = state.learner, []
-    batches = stream(prepared, cycle, rows)
-    wait = functools.partial(jax.block_until_ready, seen)
-    for batch in profiled(batches, cycle.first, profile, workdir / "profile", wait):
-        learner, report = step(learner, state.frozen, batch, update, span, key)
-        seen.append(report)
-    seen = jax.device_get(seen)
-    rows_seen = functools.reduce(Report.__add__, seen).rows
-    curriculum = experiment.curriculum.observe(state.curriculum, rows_seen)
-    return State(learner=learner, frozen=state.frozen, curriculum=curriculum), seen
+    return experiment.update(), (np.int32(first), np.int32(steps)), key
 
 
-def stream(prepared: Prepared, cycle: Cycle, rows: Rows) -> Iterator[Batch]:
+def stream(work: Work) -> Iterator[Batch]:
     """Put one batch after the other on the devices, one ahead of the step that runs."""
-    data, pool, place = prepared.experiment.data, prepared.pool, prepared.place
-    for _, step_rows in steps_of(cycle, rows):
+    for _, rows in steps_of(work.cycle, work.rows):
+        build = functools.partial(build_batch, work.prepared, rows)
+        yield work.prepared.place.put_rows(len(rows), build)
 
-        def build(part: slice, rows: Rows = step_rows) -> Batch:
-            filled = [[(x, pool.examples[x]) for x in row] for row in rows[part]]
-            return pack_batch(filled, data.row_tokens, data.segments)
 
-        yield place.put_rows(len(step_rows), build)
+def build_batch(prepared: Prepared, rows: Rows, part: slice = slice(None)) -> Batch:
+    """Lay out some of a step's rows, on the host."""
+    data, examples = prepared.experiment.data, prepared.pool.examples
+    filled = [[(x, examples[x]) for x in row] for row in rows[part]]
+    return pack_batch(filled, data.row_tokens, data.segments)
+
+
+def observe(prepared: Prepared, state: State, learner: Learner, report: Report) -> State:
+    """Take in what the cycle's steps made of the learner, and what they saw of each example."""
+    curriculum = prepared.experiment.curriculum.observe(state.curriculum, report.rows)
+    return State(learner=learner, frozen=state.frozen, curriculum=curriculum)
 
 
 def record_order(record: AnyRecord, cycle: Cycle, rows: Rows, report: Report) -> None:
@@ -422,5 +478,9 @@ class Stopwatch:
     def lap(self, name: str) -> None:
         """Charge the time since the last lap to `name`."""
         now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
+        self.charge(name, now - self._last)
+
+    def charge(self, name: str, seconds: float) -> None:
+        """Charge so many seconds to `name`; the next lap begins now."""
+        self.laps[name] = seconds
+        self._last = time.perf_counter()

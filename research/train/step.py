@@ -22,24 +22,34 @@ Step = Callable[..., tuple[Learner, Report]]
 CORRECTION = "router_correction_E"
 
 
-def initialise(place: Placement, update: Update, params: Tree, seed: int) -> tuple[Learner, Tree]:
+def initialise(
+    place: Placement, update: Update, params: Tree, seed: int, frozen: Tree | None = None
+) -> tuple[Learner, Tree]:
     """Split parameters and start the optimiser: (learner, frozen), each leaf in its sharding.
 
     The given parameters are donated: they live on as `frozen`, or inside the learner.
+
+    Args:
+      frozen: the frozen part, where another learner has it too; then nothing is donated.
     """
-    shapes = _hashable(params)
-    return _compile_start(place, update.tuning, update.optimizer, shapes)(
-        params, jax.random.key(seed)
-    )
+    shapes, key = _hashable(params), jax.random.key(seed)
+    start = _compile_start(place, update.tuning, update.optimizer, shapes, frozen is not None)
+    return start(params, key) if frozen is None else (start(params, key), frozen)
 
 
 @functools.lru_cache(maxsize=8)
-def _compile_start(place: Placement, tuning: Tuning, optimizer: Optimizer, shapes: Any) -> Callable:
+def _compile_start(
+    place: Placement, tuning: Tuning, optimizer: Optimizer, shapes: Any, beside: bool
+) -> Callable:
     treedef, leaves = shapes
     params = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf[:2]) for leaf in leaves])
     start = functools.partial(start_of, tuning, optimizer)
-    abstract = jax.eval_shape(start, params, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.jit(start, donate_argnums=0, out_shardings=place.weights(abstract))
+    learner, frozen = place.weights(
+        jax.eval_shape(start, params, jax.eval_shape(lambda: jax.random.key(0)))
+    )
+    if beside:
+        return jax.jit(lambda params, key: start(params, key)[0], out_shardings=learner)
+    return jax.jit(start, donate_argnums=0, out_shardings=(learner, frozen))
 
 
 @functools.lru_cache(maxsize=8)
