@@ -217,8 +217,8 @@ def plan(
     config = load_config(experiment, set_)
     if search:
         run_search(config, topology, try_layout, try_remat, try_rows, console)
-    else:
-        run(config, topology, program or PROGRAMS, out, console)
+    elif not run(config, topology, program or PROGRAMS, out, console).fits:
+        raise typer.Exit(3)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -22,6 +22,7 @@ from research.models.architecture import Architecture
 from research.models.compute import REMAT_POLICIES
 from research.plan.chips import Chip
 from research.plan.collectives import bytes_by_axis
+from research.plan.compiled import DoesNotFit
 from research.plan.plan import PROGRAMS, Plan, Planned, plan
 from research.plan.roofline import ASSUMPTIONS
 from research.plan.search import Trial, search
@@ -30,6 +31,10 @@ from research.train.prepare import resolve_model
 
 SMALL = 1e-4  # of a program's traffic: collectives that send less are not listed
 NAMED = 8  # collectives that are listed
+ADVICE = (
+    "try --search, more micro_batches, compute.remat=full, a vocabulary_chunk, fewer scoring_rows, "
+    "or more chips"
+)
 # libtpu looks for the machine it is on, and says at length that there is none.
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -58,8 +63,18 @@ def run(
     if unknown:
         raise ValueError(f"--program {unknown}: expected some of {list(PROGRAMS)}")
     asked = opened(topology)
-    with console.status(f"compiling for {asked}"):
-        made = plan(experiment, asked, programs)
+
+    def watch(planned: Planned) -> None:
+        one = planned.compiled
+        console.print(
+            f"{one.name}: compiled in {one.compile_s:.0f} s, peak {human(one.peak_bytes)}"
+        )
+
+    try:
+        with console.status(f"compiling for {asked}"):
+            made = plan(experiment, asked, programs, watch)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"{experiment.name} on {asked}: {error}; {ADVICE}") from error
     console.print(f"{experiment.name} on {asked}, mesh {dict(made.mesh)}", highlight=False)
     for part in (memory_table(made), time_table(made), network_table(made), tensor_table(made)):
         console.print(part)
@@ -305,8 +320,8 @@ def verdict(made: Plan, console: Console) -> None:
         console.print(f"[green]fits[/]: peak {peak} of {human(made.usable_bytes)} a device")
     else:
         console.print(
-            f"[red]does not fit[/]: peak {peak}, a program may take {human(made.usable_bytes)}; "
-            "try --search, more micro_batches, compute.remat=full or a vocabulary_chunk"
+            f"[red]does not fit[/]: peak {peak}, a program may take "
+            f"{human(made.usable_bytes)}; {ADVICE}"
         )
 
 

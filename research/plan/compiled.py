@@ -19,7 +19,7 @@ LARGEST = 12  # tensors that are named
 THROUGH = ("copy", "bitcast", "copy-start", "copy-done", "fusion", "get-tuple-element")
 
 
-class DoesNotFit(ValueError):  # noqa: N818
+class DoesNotFit(RuntimeError):  # noqa: N818
     """A compiler refused a program that needs more memory than the device has."""
 
 
@@ -94,7 +94,7 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(f"{name}: {refusal(str(error))}") from error
+        raise DoesNotFit(f"{name} does not fit: {refusal(str(error))}") from error
     seconds = time.perf_counter() - start
     program = read(compiled.as_text(), trips)
     return _analyse(name, program, compiled.memory_analysis(), mesh, seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,11 +88,17 @@ class Plan:
         return self.usable_bytes is None or self.peak_bytes <= self.usable_bytes
 
 
-def plan(experiment: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS) -> Plan:
+def plan(
+    experiment: Experiment,
+    topology: Topology,
+    programs: Sequence[str] = PROGRAMS,
+    watch: Callable[[Planned], None] = lambda planned: None,
+) -> Plan:
     """Compile the programs of a run for a topology. Reads no data and no weights.
 
     Args:
       programs: of "training", "scoring", "decoding"; scoring is left out of a run without scores.
+      watch: told of each program when it is compiled.
 
     Raises:
       DoesNotFit: the compiler refused one of them for want of memory.
@@ -107,6 +113,7 @@ def plan(experiment: Experiment, topology: Topology, programs: Sequence[str] = P
             notes = (*notes, "this run scores nothing, so no scoring step was planned")
             continue
         planned.append(getattr(site, name)(learner, frozen))
+        watch(planned[-1])
     return Plan(
         topology=topology,
         experiment=experiment,
