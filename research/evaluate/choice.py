@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -23,22 +24,27 @@ from research.evaluate.subject import Subject
 class MultipleChoice:
     """The share of questions whose right option gets the highest likelihood; ties go to the first.
 
-    The question is shown with all its options, as in training; the model is never asked to speak.
+    The question is shown with all its options, as in training, or (`cloze`) alone; the model is
+    never asked to speak.
     accuracy_letter compares log p of the letters, accuracy_text of the options' texts, and
     accuracy_text_per_byte divides the latter by the text's UTF-8 bytes. The end of the turn is left
     out of all of them.
 
     Attributes:
       by: what is compared; the first is the main metric. Text costs a longer pass an option.
+      cloze: how an option completes a question that is shown without options, such as
+        " {option}"; None: the options are shown. What a base model can be asked that has not
+        learned what letters stand for.
 
     Source: letters as in MMLU, Hendrycks et al. 2020, arXiv 2009.03300; texts as `acc` and
-      `acc_norm` of lm-evaluation-harness.
+      `acc_norm` of lm-evaluation-harness; cloze as OLMES' CF, Gu et al. 2024, arXiv 2406.08446.
     """
 
     data: Data
     name: str = "choice"
     slice_by: tuple[str, ...] = ()
     by: tuple[Literal["letter", "text"], ...] = ("letter", "text")
+    cloze: str | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -47,6 +53,14 @@ class MultipleChoice:
             (
                 bool(self.by) and set(self.by) <= {"letter", "text"},
                 f"by={self.by}: expected ('letter',), ('text',) or both",
+            ),
+            (
+                self.cloze is None or "{option}" in self.cloze,
+                f"cloze={self.cloze!r}: expected a completion that has {{option}} in it",
+            ),
+            (
+                self.cloze is None or self.by == ("text",),
+                f"cloze shows no letters: by={self.by} must be ('text',)",
             ),
         )
 
@@ -59,7 +73,7 @@ class MultipleChoice:
         gold_X = [_gold(example) for example in pool.examples]
         items: list[dict[str, Any]] = [{} for _ in gold_X]
         for by in self.by:
-            asked = [_options(example, pool, by, subject) for example in pool.examples]
+            asked = [_options(example, pool, by, self.cloze, subject) for example in pool.examples]
             flat = [option for options in asked for option in options]
             sums = iter(subject.log_likelihood(flat, self.data.rows).tolist())
             for item, example, gold, options in zip(
@@ -87,13 +101,15 @@ def _gold(example: Example) -> int:
     return answer_index(example.row["answer"], options)
 
 
-def _options(example: Example, pool: Pool, by: str, subject: Subject) -> list[Example]:
+def _options(
+    example: Example, pool: Pool, by: str, cloze: str | None, subject: Subject
+) -> list[Example]:
     """Give the question once with each option as its answer; what is scored is the option alone."""
     rendering = dataclasses.replace(pool.data.rendering, answer=by)
     view = View()
     composed = [
-        compose({**example.row, "answer": k}, subject.tokenizer, view, rendering, example.id)
-        for k in range(len(example.row["options"]))
+        compose(row, subject.tokenizer, view, rendering, example.id)
+        for row in _answered(example.row, cloze)
     ]
     eos = None if subject.tokenizer is None else subject.tokenizer.eos_id
     ends = [*subject.stop_ids, *([] if eos is None else [eos])]
@@ -107,3 +123,13 @@ def _options(example: Example, pool: Pool, by: str, subject: Subject) -> list[Ex
         scored = trained & ~np.isin(tokens, ends)
         made.append(dataclasses.replace(example, tokens=tokens, trained=scored))
     return made
+
+
+def _answered(row: Mapping[str, Any], cloze: str | None) -> list[Mapping[str, Any]]:
+    """Give the row answered with each of its options."""
+    if cloze is None:
+        return [{**row, "answer": k} for k in range(len(row["options"]))]
+    return [
+        {"prompt": row["question"], "completion": cloze.replace("{option}", str(option))}
+        for option in row["options"]
+    ]

@@ -205,6 +205,21 @@ def test_the_chosen_option_is_the_one_whose_tokens_alone_are_likeliest(tmp_path)
         assert 0 <= found.metrics[name].low < found.metrics[name].high <= 1
 
 
+def test_a_cloze_asks_for_each_option_without_showing_any(tmp_path):
+    found = ask(MultipleChoice(data=data_of(tmp_path, QUESTIONS), by=("text",), cloze=" {option}."))
+    assert {"accuracy_text", "accuracy_text_per_byte"} == set(found.metrics)
+    shown = ask(MultipleChoice(data=data_of(tmp_path, QUESTIONS), by=("text",)))
+    eos = tokenizer().eos_id
+    for row, question in zip(found.rows, QUESTIONS, strict=True):
+        asked = [continuation(question["question"], f" {o}.") for o in question["options"]]
+        log_p = [-alone(one) for one in asked]
+        assert all(eos not in one.tokens for one in asked)
+        assert row["accuracy_text_chosen"] == int(np.argmax(log_p))
+    assert [row["accuracy_text_chosen"] for row in found.rows] != [
+        row["accuracy_text_chosen"] for row in shown.rows
+    ]
+
+
 def continuation(prompt: str, answer: str) -> Example:
     """Tokenise prompt and answer as one string, BOS before, the answer's tokens trained."""
     tokens = [tokenizer().bos_id, *tokenizer().encode(prompt + answer)]
@@ -327,6 +342,10 @@ def test_settings_that_cannot_take_effect_are_errors(tmp_path):
         Likelihood(data=data, name="a/b")
     with pytest.raises(ValueError, match="by=\\('size',\\)"):
         MultipleChoice(data=data, by=("size",))
+    with pytest.raises(ValueError, match="cloze='Answer:'"):
+        MultipleChoice(data=data, by=("text",), cloze="Answer:")
+    with pytest.raises(ValueError, match="cloze shows no letters"):
+        MultipleChoice(data=data, cloze=" {option}")
 
 
 def test_a_metric_that_some_items_lack_is_estimated_over_those_that_have_it():
