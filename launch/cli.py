@@ -131,8 +131,23 @@ def sweep(
     workdir: Annotated[
         Path | None, typer.Option(help="The folder of all runs.", show_default="runs/FILE")
     ] = None,
-    generator: Annotated[str, typer.Option(help="The file's function that yields runs.")] = "sweep",
+    generator: Annotated[
+        str, typer.Option(help="The file's function that yields runs, or returns a search.")
+    ] = "sweep",
     set_: Settings = [],  # noqa: B006
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time; devices, or cores, are divided.")
+    ] = 1,
+    only: Annotated[
+        list[str], typer.Option(metavar="NAME/seed-N", help="This run alone. May be repeated.")
+    ] = [],  # noqa: B006
+    halving: Annotated[
+        int, typer.Option(metavar="ETA", help="Keep 1/ETA of the arms at each rung.")
+    ] = 0,
+    rungs: Annotated[int, typer.Option(min=1, help="Of --halving: how often.")] = 2,
+    metric: Annotated[
+        str, typer.Option(metavar="EVALUATOR/METRIC", help="By which arms are compared.")
+    ] = "",
     distributed: Distributed = False,
     coordinator: Coordinator = "",
     processes: Processes = None,
@@ -141,16 +156,39 @@ def sweep(
     peer_s: PeerS = 60.0,
     hang_s: HangS = 1800.0,
 ) -> None:
-    """Run every experiment of sweep(): finished ones are passed over, others are resumed."""
+    """Run every experiment of sweep(), or the trials of search().
+
+    Finished runs are passed over, others resumed. Several commands on one folder share the work.
+    """
     group = _join(distributed, coordinator, processes, process, join_s, peer_s, hang_s)
     from launch.experiment_file import load_sweep
-    from launch.runs import run_sweep
+    from launch.sweep import adapted, run_sweep
+    from launch.sweep_crew import run_at_once
 
-    folder, runs = (
-        workdir or Path("runs") / experiment.stem,
+    folder = workdir or Path("runs") / experiment.stem
+    given = adapted(
         load_sweep(experiment, set_, generator),
+        eta=halving,
+        rungs=rungs,
+        metric=metric,
+        only=only,
     )
-    run_sweep(runs, folder, console, command=sys.argv, group=group)
+    if jobs == 1:
+        run_sweep(given, folder, console, command=sys.argv, group=group)
+    elif group.count > 1:
+        raise ValueError(f"--jobs {jobs} is for one process, not for one of {group.count}")
+    else:
+        run_at_once(
+            given,
+            folder,
+            console,
+            jobs=jobs,
+            file=experiment,
+            settings=set_,
+            generator=generator,
+            command=sys.argv,
+            patience=group.patience,
+        )
     _say(f"finished: {folder}; compare with: maktab report {folder}")
 
 
@@ -219,6 +257,44 @@ def plan(
         run_search(config, topology, try_layout, try_remat, try_rows, console)
     elif not run(config, topology, program or PROGRAMS, out, console).fits:
         raise typer.Exit(3)
+
+
+@app.command(rich_help_panel=RUN)
+def power(
+    items: Annotated[int, typer.Option(min=2, help="Yes/no items that both arms answer.")],
+    rate: Annotated[float, typer.Option(help="The control's share of right answers.")] = 0.5,
+    discordance: Annotated[
+        float | None,
+        typer.Option(help="Share of items on which exactly one is right: a paired comparison."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, help="Of each arm.")] = None,
+    seed_spread: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the difference between seeds, as a share.",
+            show_default="several",
+        ),
+    ] = None,
+    comparisons: Annotated[
+        int, typer.Option(min=1, help="That are corrected together (Holm).")
+    ] = 1,
+    difference: Annotated[
+        float | None, typer.Option(help="Also say how many items this difference needs.")
+    ] = None,
+) -> None:
+    """Say how small a difference a study would see, before it is run."""
+    from launch.power import power as tabulate
+
+    table = tabulate(
+        items,
+        rate=rate,
+        discordance=discordance,
+        seeds=seeds,
+        seed_spread=seed_spread,
+        comparisons=comparisons,
+        difference=difference,
+    )
+    console.print(table)
 
 
 @app.command(rich_help_panel=LOOK)

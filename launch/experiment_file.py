@@ -13,6 +13,7 @@ from types import ModuleType
 
 from research.core.parts import parse_setting, vary
 from research.experiment import Experiment
+from research.sweep.plan import Arms, Search, Sweep
 
 
 class ExperimentFileError(ValueError):
@@ -86,36 +87,36 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Experiment:
     )
 
 
-def load_sweep(
-    path: Path, settings: Sequence[str] = (), generator: str = "sweep"
-) -> list[Experiment]:
-    """List the experiments that the file's generator yields, settings applied to each.
+def load_sweep(path: Path, settings: Sequence[str] = (), generator: str = "sweep") -> Sweep:
+    """Call the file's function that says what to compare, settings applied to every run.
+
+    The function yields experiments, or returns `Arms` or a `Search` (`research/sweep/plan.py`).
 
     Raises:
-      ExperimentFileError: there is no such generator, it raises, is empty, yields something else,
-        or two runs share name and seed.
+      ExperimentFileError: there is no such function, it raises, is empty, gives something else, or
+        two runs share name and seed.
     """
     module = load_module(path)
+    if generator == "sweep" and not hasattr(module, "sweep") and hasattr(module, "search"):
+        generator = "search"
     if not hasattr(module, generator):
         raise ExperimentFileError(
             f"{path} has no {generator}(); write one that yields experiments, or use `maktab train`"
         )
     with blamed(path):
-        yielded = list(getattr(module, generator)())
-    experiments = [
-        apply_settings(require_experiment(item, f"{path}: {generator}() yielded"), settings)
-        for item in yielded
-    ]
-    if not experiments:
-        raise ExperimentFileError(f"{path}: {generator}() yields nothing; expected experiments")
-    runs = [(item.name, item.seed) for item in experiments]
-    doubled = sorted({run for run in runs if runs.count(run) > 1})
-    if doubled:
-        raise ExperimentFileError(
-            f"{path}: {generator}() yields {doubled} more than once; name and seed are a run's "
-            "folder: tell the runs apart by one of them"
-        )
-    return experiments
+        given = getattr(module, generator)()
+        if not isinstance(given, (Arms, Search)):
+            given = list(given)
+    if isinstance(given, list):
+        if not given:
+            raise ExperimentFileError(f"{path}: {generator}() yields nothing; expected experiments")
+        what = f"{path}: {generator}() yielded"
+        given = tuple(require_experiment(item, what) for item in given)
+    try:
+        made = Arms(runs=given) if isinstance(given, tuple) else given
+    except ValueError as error:
+        raise ExperimentFileError(f"{path}: {generator}() yields {error}") from error
+    return made.vary(lambda experiment: apply_settings(experiment, settings))
 
 
 def require_experiment(value: object, what: str) -> Experiment:

@@ -1,32 +1,27 @@
-"""Run experiments in this process: one, or a sweep one after the other."""
+"""Run one experiment in this process."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from launch.memory import keep_freed_memory
 from launch.processes import ALONE, Group, Notice, held
 from launch.progress import LiveWatch, Watches
-from research.checkpoint import CheckpointError
+from research.clock import Cycle
 from research.core.processes import done_by_all, is_first, told_by_first
 from research.core.records import State
 from research.data.inspect import overview
 from research.experiment import Experiment
-from research.score.pool import ScoringError
-from research.train.loop import NonFiniteError, train
+from research.sweep.halving import rung_step
+from research.sweep.standing import unmark_hopeless
+from research.train.loop import PreemptedError, Watch, train
 from research.train.prepare import Prepared, prepare
-from research.train.provenance import finish, is_finished, open_workdir
-
-STOPS = (NonFiniteError, ScoringError, CheckpointError)
-
-
-class SweepError(RuntimeError):
-    """Some runs of a sweep stopped; the others came to their end."""
+from research.train.provenance import finish, open_workdir
 
 
 def default_workdir(experiment: Experiment) -> Path:
@@ -43,11 +38,18 @@ def run(
     profile: tuple[int, int] | None = None,
     quiet: bool = False,
     group: Group = ALONE,
-) -> State:
+    until: float = 1.0,
+    watch: Watch | None = None,
+) -> State | None:
     """Prepare, say what will be trained on, and train.
 
     Args:
       group: the processes that run it together.
+      until: leave, saved, at the first evaluation at or after this fraction of the run.
+      watch: who looks on; None: bars or lines on the console.
+
+    Returns:
+      The last state, or None where it left at `until`.
 
     Raises:
       HeldError: another process runs in the work directory.
@@ -56,23 +58,77 @@ def run(
       NonFiniteError, ScoringError, CheckpointError: why the run stopped.
     """
     with Notice() as notice:
-        with console.status("reading model and data"):
+        with reading(console, watch):
             prepared = done_by_all(lambda: prepare(experiment))
         if prepared.place.platform == "cpu":
             keep_freed_memory()
         with held(workdir, group, console.print) as pulse:
             for line in told_by_first(lambda: open_workdir(prepared, workdir, list(command))):
                 console.print(f"changed since this run began: {line}", markup=False)
+            if is_first():
+                unmark_hopeless(workdir)
             if not quiet:
                 console.print(overview(prepared.pool))
                 if prepared.leaks:
                     console.print(leak_line(prepared), markup=False)
-            with interruption_told(console), LiveWatch(console) as bars:
-                watch = Watches(bars, pulse)
-                state = train(prepared, workdir, watch, profile=profile, asked_to_leave=notice)
+            rung = Rung(until, notice)
+            with interruption_told(console), looking_on(console, watch) as seen:
+                watches = Watches(seen, pulse, rung)
+                try:
+                    state = train(
+                        prepared, workdir, watches, profile=profile, asked_to_leave=rung.asked
+                    )
+                except PreemptedError:
+                    if rung.preempted:
+                        raise
+                    return None
             if is_first():
                 finish(workdir, int(state.learner.step), experiment)
     return state
+
+
+@contextlib.contextmanager
+def looking_on(console: Console, watch: Watch | None) -> Iterator[Watch]:
+    """Give who looks on: bars on the console, unless someone else does."""
+    if watch is not None:
+        yield watch
+        return
+    with LiveWatch(console) as bars:
+        yield bars
+
+
+def reading(console: Console, watch: Watch | None) -> contextlib.AbstractContextManager[Any]:
+    """Say that files are being read, where nobody else looks on."""
+    return console.status("reading model and data") if watch is None else contextlib.nullcontext()
+
+
+class Rung:
+    """Asks a run to leave where it is to be compared with others; a watch of the loop.
+
+    Attributes:
+      preempted: whether it was asked to leave for another reason, such as SIGTERM.
+    """
+
+    def __init__(self, until: float, notice: Notice):
+        self._until, self._notice = until, notice
+        self._step, self._last = 0, 0
+        self.preempted = False
+
+    def asked(self) -> bool:
+        """Whether the run is to leave; all processes ask, and hear the same."""
+        self.preempted = self._notice()
+        return self.preempted or (self._until < 1.0 and self._step >= self._last)
+
+    def begins(self, prepared: Prepared, step: int) -> None:
+        experiment, self._step = prepared.experiment, step
+        self._last = rung_step(experiment.clock, experiment.curriculum.rounds, self._until)
+
+    def scoring(self, done: int, total: int) -> None: ...
+
+    def evaluating(self, name: str, done: int, total: int) -> None: ...
+
+    def recorded(self, cycle: Cycle, metrics: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
+        self._step = cycle.last
 
 
 @contextlib.contextmanager
@@ -92,38 +148,3 @@ def leak_line(prepared: Prepared) -> str:
         f"leakage: {len(prepared.leaks)} of {len(pool)} rows of the pool hold most of a test row's "
         f"text, such as {first.pool_id} of {first.test_id} ({first.share:.0%} of its 13-grams)"
     )
-
-
-def run_sweep(
-    experiments: Sequence[Experiment],
-    folder: Path,
-    console: Console,
-    *,
-    command: Sequence[str],
-    group: Group = ALONE,
-) -> None:
-    """Run experiments in turn; finished ones are passed over, the others resumed.
-
-    A run that stops, such as one that diverges, does not keep the others from running.
-
-    Raises:
-      ValueError, FileNotFoundError: the first run whose input is wrong.
-      SweepError: naming the runs that stopped, at the end.
-    """
-    stopped: list[str] = []
-    for number, experiment in enumerate(experiments, start=1):
-        workdir = folder / experiment.name / f"seed-{experiment.seed}"
-        label = f"[{number}/{len(experiments)}] {experiment.name}, seed {experiment.seed}"
-        if told_by_first(functools.partial(is_finished, workdir, experiment)):
-            console.print(f"{label}: finished before", markup=False, highlight=False)
-            continue
-        console.print(label, markup=False, highlight=False)
-        try:
-            run(experiment, workdir, console, command=command, quiet=number > 1, group=group)
-        except STOPS as error:
-            stopped.append(f"{workdir}: {error}")
-            console.print(f"{label}: stopped: {error}", markup=False, highlight=False)
-    if stopped:
-        raise SweepError(
-            f"{len(stopped)} of {len(experiments)} runs stopped:\n  " + "\n  ".join(stopped)
-        )

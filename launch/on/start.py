@@ -84,7 +84,8 @@ def launch(
         raise ValueError(f"{here} is not in {checkout}, the experiment's checkout; launch there")
     check_workdir(parsed["workdir"], place.installs)
     if verb == "sweep":
-        found = load_sweep(experiment, parsed["set_"], parsed["generator"])
+        first = load_sweep(experiment, parsed["set_"], parsed["generator"]).batch((), nothing)
+        found = [run for arm in first for run in arm.runs]
     else:
         found = [load_config(experiment, parsed["set_"])]
     snapshot = take(
@@ -114,6 +115,10 @@ def launch(
     state = f"{len(snapshot.changed)} files changed" if snapshot.changed else "unchanged"
     say(f"{job.home}: {len(snapshot.files)} files of {snapshot.commit[:12]}, {state}")
     return place.start(job, say)
+
+
+def nothing(_: str) -> None:
+    """No arm has been begun, as far as this machine knows."""
 
 
 def title_of(name: str | None, experiment: Path) -> str:

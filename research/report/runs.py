@@ -14,6 +14,7 @@ import numpy as np
 from research.report.lines import read_lines
 
 Line = Mapping[str, Any]
+HOPELESS = "hopeless.json"  # there while a run is not gone on with, since others did better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Run:
       architecture: the described architecture that it resolved to; empty where none was written.
       starts: for each time it was started, command, code, versions and devices.
       torn: files whose last line a kill cut off; that line is left out.
+      hopeless: at which rung it was left behind, and by how much; None: it was not.
     """
 
     path: Path
@@ -59,6 +61,7 @@ class Run:
     timing: tuple[Line, ...]
     evaluations: tuple[Line, ...]
     torn: tuple[str, ...]
+    hopeless: Mapping[str, Any] | None = None
 
     @property
     def arm(self) -> str:
@@ -207,6 +210,7 @@ def read_run(folder: Path) -> Run:
         timing=tuple(timing),
         evaluations=tuple(evaluations),
         torn=tuple(name for name, (_, torn) in zip(names, files, strict=True) if torn),
+        hopeless=_document(folder / HOPELESS) if (folder / HOPELESS).exists() else None,
     )
 
 
