@@ -1,4 +1,4 @@
-"""What numbers allow one to say: intervals, paired tests, and how small a difference shows.
+"""What numbers allow one to say: intervals, paired tests, and corrected p-values.
 
 Everything is two-sided at 95 %. Items (X) are the unit of evaluation, seeds (S) of training. A
 metric of an item is a sum over a count (nats over tokens, found over asked for); over items it is
@@ -8,6 +8,7 @@ the ratio of the sums of both.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -159,28 +160,31 @@ def paired_difference(difference_SX: np.ndarray) -> Difference:
     if seed_error == item_error == 0:
         return _constant(mean, seeds, items)
 
-    def half_width(level: float) -> float:
-        parts = ((seed_error, seeds), (item_error, items))
-        return math.hypot(*(e * scipy.stats.t.ppf(1 - level / 2, max(n - 1, 1)) for e, n in parts))
-
-    half = half_width(LEVEL)
+    reach = functools.partial(half_width, seeds=(seed_error, seeds), items=(item_error, items))
+    half = reach(LEVEL)
     return Difference(
         value=mean,
         low=mean - half,
         high=mean + half,
-        p=_level_at(half_width, abs(mean)),
-        detectable=half + half_width(2 * (1 - POWER)),
+        p=_level_at(reach, abs(mean)),
+        detectable=half + reach(2 * (1 - POWER)),
         seeds=seeds,
         items=items,
     )
 
 
-def _level_at(half_width: Callable[[float], float], distance: float) -> float:
+def half_width(level: float, seeds: tuple[float, int], items: tuple[float, int]) -> float:
+    """Give h(level) of `paired_difference` from (standard error, number) of seeds and of items."""
+    parts = (e * scipy.stats.t.ppf(1 - level / 2, max(n - 1, 1)) for e, n in (seeds, items))
+    return math.hypot(*parts)
+
+
+def _level_at(reach: Callable[[float], float], distance: float) -> float:
     """Give the level whose interval just reaches `distance`."""
-    if distance >= half_width(SMALLEST_P):
+    if distance >= reach(SMALLEST_P):
         return SMALLEST_P
     found = scipy.optimize.root_scalar(
-        lambda x: half_width(math.exp(x)) - distance, bracket=(math.log(SMALLEST_P), 0.0)
+        lambda x: reach(math.exp(x)) - distance, bracket=(math.log(SMALLEST_P), 0.0)
     )
     return math.exp(found.root)
 
@@ -290,31 +294,3 @@ def overlap_at(first_X: ArrayLike, second_X: ArrayLike, fraction: float) -> floa
     count = max(1, round(fraction * first.size))
     top = [set(np.argsort(-x, kind="stable")[:count].tolist()) for x in (first, second)]
     return len(top[0] & top[1]) / count
-
-
-def detectable_difference(rate: float, items: int) -> float:
-    """Give the smallest difference of two proportions that an unpaired test of `items` each sees.
-
-    (z_a + z_b) sqrt(2 p (1 - p) / n), at 95 % (z_a, two-sided) and 80 % power (z_b).
-    """
-    za, zb = scipy.stats.norm.ppf(1 - LEVEL / 2), scipy.stats.norm.ppf(POWER)
-    return float((za + zb) * np.sqrt(2 * rate * (1 - rate) / items))
-
-
-def detectable_paired_difference(discordance: float, items: int) -> float:
-    """Give the smallest difference of two proportions that McNemar's test sees on paired items.
-
-    The delta that solves n = (z_a sqrt(psi) + z_b sqrt(psi - delta^2))^2 / delta^2, psi being the
-    rate of discordant items. Infinite where even psi, all of them in one direction, would not show.
-
-    Source: Connor 1987, Biometrics 43.
-    """
-    za, zb = scipy.stats.norm.ppf(1 - LEVEL / 2), scipy.stats.norm.ppf(POWER)
-
-    def excess(delta: float) -> float:
-        needed = za * np.sqrt(discordance) + zb * np.sqrt(discordance - delta**2)
-        return delta * np.sqrt(items) - needed
-
-    if discordance <= 0 or excess(discordance) < 0:
-        return float("inf")
-    return float(scipy.optimize.root_scalar(excess, bracket=(0.0, discordance)).root)

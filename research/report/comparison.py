@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from research.evaluate.power import detectable_paired_difference
 from research.evaluate.results import LOWER_IS_BETTER, Estimate
 from research.evaluate.routing import AGREEMENT
 from research.evaluate.statistics import (
     LEVEL,
     Difference,
     Discordance,
-    detectable_paired_difference,
     holm,
     influence,
     mcnemar,

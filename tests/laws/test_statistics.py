@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from research.evaluate.statistics import (
+from research.evaluate.power import (
     detectable_difference,
+    detectable_over_seeds,
     detectable_paired_difference,
+    paired_items,
+    paired_power,
+    unpaired_items,
+    unpaired_power,
+)
+from research.evaluate.statistics import (
+    LEVEL,
+    POWER,
     holm,
     influence,
     mcnemar,
@@ -188,10 +197,69 @@ def test_overlap_is_one_with_itself_and_zero_with_its_reverse():
         overlap_at(scores, scores, 0)
 
 
-def test_detectable_differences_are_the_textbook_ones():
-    by_hand = (1.959964 + 0.841621) * np.sqrt(2 * 0.4 * 0.6 / 230)
-    assert detectable_difference(0.4, 230) == pytest.approx(by_hand, abs=1e-6)
-    delta, psi, n = detectable_paired_difference(0.3, 230), 0.3, 230
-    needed = (1.959964 * np.sqrt(psi) + 0.841621 * np.sqrt(psi - delta**2)) ** 2 / delta**2
-    assert needed == pytest.approx(n, rel=1e-5)
+def test_two_rates_need_as_many_items_as_the_published_tables_say():
+    """R's `power.prop.test`: its documentation's two examples, and the textbook's 388."""
+    assert unpaired_power(0.50, 0.75, 50) == pytest.approx(0.740, abs=5e-4)
+    assert unpaired_items(0.50, 0.75, power=0.90) == pytest.approx(76.7, abs=0.05)
+    assert np.ceil(unpaired_items(0.5, 0.6)) == 388
+    assert unpaired_items(0.5, 0.6, level=0.01) > unpaired_items(0.5, 0.6)
+
+
+def test_with_230_items_nobody_sees_less_than_13_points_unpaired():
+    assert 100 * detectable_difference(0.43, 230) == pytest.approx(13, abs=0.1)
+    assert unpaired_items(0.4043, 0.4696) > 900  # 40.43 against 46.96, as was published
+    assert detectable_difference(0.99, 20) == float("inf")
+
+
+@pytest.mark.parametrize(("rate", "items"), [(0.0, 61), (0.2, 230), (0.43, 1_009)])
+def test_what_is_detectable_needs_just_these_items(rate, items):
+    assert unpaired_items(rate, rate + detectable_difference(rate, items)) == pytest.approx(items)
+    psi = 0.2 + rate / 2
+    delta = detectable_paired_difference(psi, items)
+    assert paired_items(delta, psi) == pytest.approx(items)
+    assert paired_power(delta, psi, items) == pytest.approx(POWER)
+    assert detectable_paired_difference(psi, items, level=LEVEL / 9) > delta
+
+
+def test_pairing_gains_nothing_where_answers_have_nothing_in_common():
+    rate = 0.43  # independent answers disagree at 2 p (1 - p)
+    paired = detectable_paired_difference(2 * rate * (1 - rate), 100_003)
+    assert paired == pytest.approx(detectable_difference(rate, 100_003), rel=0.01)
     assert detectable_paired_difference(0.01, 20) == float("inf")
+
+
+def test_paired_power_is_that_of_the_exact_distribution():
+    """All outcomes of 211 items with P(only first) = 0.20, P(only second) = 0.10, enumerated.
+
+    The approximation is of McNemar's test with the normal critical value.
+    """
+    items, up, down = 211, 0.20, 0.10
+    counts = np.arange(items + 1)
+    first = scipy.stats.binom.pmf(counts, items, up)
+    power = 0.0
+    for b, weight in zip(counts, first, strict=True):
+        c = counts[: items - b + 1]
+        rejected = np.abs(b - c) > scipy.stats.norm.ppf(0.975) * np.sqrt(b + c)
+        power += weight * scipy.stats.binom.pmf(c, items - b, down / (1 - up))[rejected].sum()
+    assert paired_power(up - down, up + down, items) == pytest.approx(power, abs=0.02)
+
+
+@pytest.mark.parametrize(("seeds", "seed_spread"), [(3, 0.02), (5, 0.05), (5, 0.0)])
+def test_a_difference_called_detectable_is_seen_at_least_four_times_in_five(seeds, seed_spread):
+    rng = np.random.default_rng(8)
+    items, psi = 503, 0.3
+    truth = detectable_over_seeds(psi, items, seeds, seed_spread)
+    up, seen = (psi + truth) / 2, 0
+    for _ in range(SIMULATIONS):
+        item = rng.random(items)  # the same item is hard for every seed
+        d = np.where(item < up, 1.0, np.where(item < psi, -1.0, 0.0))
+        luck = seed_spread * rng.normal(size=(seeds, 1))
+        seen += paired_difference(d + luck + np.zeros((seeds, items))).p < LEVEL
+    assert seen / SIMULATIONS > POWER - 4 * (POWER * (1 - POWER) / SIMULATIONS) ** 0.5
+
+
+def test_more_seeds_see_more_only_where_seeds_are_what_varies():
+    few, many = (detectable_over_seeds(0.2, 1_000, seeds, 0.05) for seeds in (3, 10))
+    assert many < 0.6 * few
+    few, many = (detectable_over_seeds(0.2, 1_000, seeds, 0.0) for seeds in (3, 10))
+    assert many == pytest.approx(few)
