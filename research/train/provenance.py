@@ -9,7 +9,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import jax
 from research.checkpoint import write_atomically
 from research.core.parts import describe, differences
 from research.data.pool import Pool
+from research.data.tokenizer import Tokenizer
 from research.experiment import Experiment
 from research.train.prepare import Prepared
 
 MAY_DIFFER = ("experiment.clock", "experiment.layout")
+EXCERPT_TOKENS = 64  # about 250 characters
+MOST_TEXTS = 200_000  # examples: 100 MB of excerpts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -53,10 +56,7 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
             )
     write_atomically(file, json.dumps(described, indent=2) + "\n")
     if not (workdir / "pool.jsonl").exists():
-        lines = (
-            json.dumps({"index": x, "id": example.id, "tokens": len(example.tokens)})
-            for x, example in enumerate(prepared.pool.examples)
-        )
+        lines = (json.dumps(line, ensure_ascii=False) for line in describe_pool(prepared.pool))
         write_atomically(workdir / "pool.jsonl", "".join(f"{line}\n" for line in lines))
     log = workdir / "run.json"
     starts = json.loads(log.read_text()) if log.exists() else []
@@ -76,6 +76,30 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
             }
         )
     )
+
+
+def describe_pool(pool: Pool) -> Iterator[dict[str, Any]]:
+    """Name every example, with as much of its text as lets a person know what it is about.
+
+    So a run directory can be read where the data is not. Rows of `input_ids` in a pool without
+    tokenizer have no text, and texts of pools larger than `MOST_TEXTS` are left out.
+    """
+    tokenizer = pool.tokenizer if len(pool) <= MOST_TEXTS else None
+    for x, example in enumerate(pool.examples):
+        line = {"index": x, "id": example.id, "tokens": len(example.tokens)}
+        if tokenizer is not None:
+            start = int(example.trained.argmax())  # an example has a trained token
+            parts = {"prompt": example.tokens[:start], "answer": example.tokens[start:]}
+            line |= {name: excerpt(ids.tolist(), tokenizer) for name, ids in parts.items()}
+        yield line
+
+
+def excerpt(ids: list[int], tokenizer: Tokenizer) -> str:
+    """Give the text of some tokens; of many, of the first and the last."""
+    if len(ids) <= EXCERPT_TOKENS:
+        return tokenizer.decode(ids)
+    half = EXCERPT_TOKENS // 2
+    return f"{tokenizer.decode(ids[:half])} \N{HORIZONTAL ELLIPSIS} {tokenizer.decode(ids[-half:])}"
 
 
 def digest(pool: Pool) -> str:
