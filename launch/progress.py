@@ -31,13 +31,19 @@ def bars(console: Console) -> Progress:
 
 
 @contextlib.contextmanager
-def bar(console: Console, what: str, unit: str = "rows") -> Iterator[Advance]:
-    """Draw one bar; it is moved by calls of (done, total) and shows what is done a second."""
+def bar(
+    console: Console, what: str, unit: str = "rows", *, before: int = 0
+) -> Iterator[Advance]:
+    """Draw one bar; it is moved by calls of (done, total) and shows what is done a second.
+
+    Args:
+      before: what was done already when this began.
+    """
     with bars(console) as progress:
         task, start = progress.add_task(what, total=None, note=""), time.perf_counter()
 
         def advance(done: int, total: int) -> None:
-            note = f"{done / (time.perf_counter() - start):,.1f} {unit}/s"
+            note = f"{(done - before) / (time.perf_counter() - start):,.1f} {unit}/s"
             progress.update(task, completed=done, total=total, note=note)
 
         yield advance

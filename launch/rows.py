@@ -43,8 +43,19 @@ def open_rows(
       FileNotFoundError, ValueError: the file has no rows, or rows that cannot be used; named by
         file, line and id.
     """
-    data = Data(
-        sources=(source_of(path),),
+    data = data_of(source_of(path), found, row_tokens=row_tokens, truncate=truncate, rows=rows)
+    try:
+        return read(data, found.tokenizer, vocab_size=found.model.arch.vocab_size)
+    except BadRowsError as error:
+        raise refusal(path, error.dropped) from error
+
+
+def data_of(
+    source: Source, found: Found, *, row_tokens: int | None, truncate: bool, rows: int
+) -> Data:
+    """Say how rows are read that are only looked at: all of them, one example a row."""
+    return Data(
+        sources=(source,),
         rows=rows,
         pack=False,
         row_tokens=longest_row(found, row_tokens),
@@ -53,10 +64,6 @@ def open_rows(
         distinct_ids=False,
         needs_no_text=found.tokenizer is None,
     )
-    try:
-        return read(data, found.tokenizer, vocab_size=found.model.arch.vocab_size)
-    except BadRowsError as error:
-        raise refusal(path, error.dropped) from error
 
 
 def longest_row(found: Found, row_tokens: int | None) -> int:

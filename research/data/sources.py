@@ -107,7 +107,7 @@ class Jsonl:
                 for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1)
                 if line.strip()
             ]
-        return Opened(lines, _parse_line, lambda index: f"{lines[index][0]}:{lines[index][1]}")
+        return Opened(lines, parse_line, lambda index: f"{lines[index][0]}:{lines[index][1]}")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -122,7 +122,12 @@ def _read_bytes(path: Path) -> bytes:
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
-def _parse_line(item: tuple[Path, int, bytes]) -> Mapping[str, Any]:
+def parse_line(item: tuple[Path, int, bytes]) -> Mapping[str, Any]:
+    """Give the row of a (file, number, line).
+
+    Raises:
+      RowError: the line is no JSON object.
+    """
     try:
         row = json.loads(item[2])
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

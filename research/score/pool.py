@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jaxtyping import Array, Float, Int
 
 from research.core.layout import Placement
 from research.core.protocols import Estimator, Tree
+from research.core.records import Batch, Total
 from research.data.batches import single_rows
 from research.models.transformer import Transformer
-from research.score.views import Views, scoring_flops
+from research.score.views import Views, guide_flops, scoring_flops
 
 SMALLEST_BUCKET = 16  # shorter rows are not worth a program of their own
 IN_FLIGHT = 2  # batches queued on the devices while the host lays out the next
@@ -70,6 +72,7 @@ def score_pool(
     rows_per_batch: int = 32,
     buckets: Sequence[int] | None = None,
     watch: Watch | None = None,
+    first_id: int = 0,
 ) -> Scored:
     """Score `ids`, one example a row, unpacked.
 
@@ -84,6 +87,7 @@ def score_pool(
       rows_per_batch: rounded up to a multiple of the row shards of `place`.
       buckets: row lengths to pad to; None: powers of two.
       watch: called with (rows done, rows in all) as batches come back.
+      first_id: where the views begin in a pool of which they are a part; keys are by its ids.
 
     Raises:
       ScoringError: a score is missing or not finite.
@@ -98,6 +102,7 @@ def score_pool(
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
     shards = place.num_row_shards
     rows = -(-rows_per_batch // shards) * shards
+    against = () if guide is None else (_direction(estimator, model, params, guide, place, rows),)
     score_X = np.full(len(views.longest), np.nan, np.float32)
     pending: list[tuple[np.ndarray, Array]] = []
     done = 0
@@ -112,9 +117,11 @@ def score_pool(
                 watch(done, len(ids))
 
     for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
-        shown = functools.partial(_lay_out, views, batch_ids, bucket)
+        shown = functools.partial(_lay_out, views, batch_ids, bucket, first_id)
         batches = place.put_rows(rows, shown)
-        score_B = score_batch(estimator, model, place, stop_ids, params, batches, key, round_)
+        score_B = score_batch(
+            estimator, model, place, stop_ids, params, batches, key, round_, against
+        )
         pending.append((batch_ids, score_B))
         collect(IN_FLIGHT)
     collect(0)
@@ -126,17 +133,21 @@ def score_pool(
         cost=Cost(
             rows=len(ids),
             prefill_tokens=int(views.counts[:, ids].sum()),
-            generated_tokens=prefix * len(ids) * len(views.examples),
-            flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum()),
+            generated_tokens=prefix * int((views.counts[:, ids] > 0).sum()),
+            flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum())
+            + guide_flops(estimator, model.arch, params, guide),
             seconds=time.perf_counter() - start,
         ),
     )
 
 
-def _lay_out(views: Views, ids: Int[np.ndarray, " N"], bucket: int, part: slice) -> tuple:
+def _lay_out(
+    views: Views, ids: Int[np.ndarray, " N"], bucket: int, first_id: int, part: slice
+) -> tuple:
     """Lay out a range of a batch's rows in each view."""
+    names = (ids + first_id).tolist()
     return tuple(
-        single_rows([view[x] for x in ids], ids.tolist(), bucket, part) for view in views.examples
+        single_rows([view[x] for x in ids], names, bucket, part) for view in views.examples
     )
 
 
@@ -182,12 +193,38 @@ def score_batch(
     batches: tuple,
     key: Array,
     round_: int,
+    against: tuple = (),
 ) -> Float[Array, " B"]:
-    """Score a batch, each row with its own key, and give the scores to every device."""
+    """Score a batch, each row with its own key, and give the scores to every device.
+
+    Args:
+      against: what the guide says, for a guided estimator.
+    """
     key = jax.random.fold_in(key, round_)
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batches[0].ids_BZ[:, 0])
-    score_B = estimator.score(model, params, batches, key_B, stop_ids)
+    score_B = estimator.score(model, params, batches, key_B, stop_ids, *against)
     return jax.lax.with_sharding_constraint(score_B.astype(jnp.float32), place.replicated)
+
+
+def _direction(
+    estimator: Estimator,
+    model: Transformer,
+    params: Tree,
+    guide: Views,
+    place: Placement,
+    rows: int,
+) -> Total:
+    """Add up what all guide rows say."""
+    totals = []
+    for ids, bucket in batches_of(guide.longest, np.arange(len(guide.longest)), rows, None):
+        (batch,) = place.put_rows(rows, functools.partial(_lay_out, guide, ids, bucket))
+        totals.append(_direction_of(estimator, model, params, batch))
+    return functools.reduce(Total.__add__, totals)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _direction_of(estimator: Any, model: Transformer, params: Tree, batch: Batch) -> Total:
+    return estimator.direction(model, params, batch)
 
 
 def _check(score_N: np.ndarray, ids: np.ndarray, views: Views, round_: int) -> None:
