@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
+import operator
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar, dataclass_transform
 
@@ -195,6 +197,94 @@ def parse_setting(root: Any, setting: str) -> tuple[str, Any]:
         f"--set {setting!r}: {path} is {current!r} and takes {_named(declared)}, not {text!r}"
         + (f"; change its fields one by one ({names}), or the experiment file" if names else "")
     )
+
+
+def parse_part(text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """Read a part as Python would write it: `TopFraction(fraction=0.25)`.
+
+    Only names in `known` are called, with literals and with one another; where the parts have
+    operators, so do expressions of them. A name alone is called without arguments. Nothing else
+    is evaluated: no attribute, no index, no import.
+
+    Raises:
+      ValueError: what is wrong, with the names or the fields that there are.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, RecursionError) as error:
+        raise ValueError(f"{text!r} is no expression ({error}); {_example(known)}") from error
+    return _made(tree, text, known)
+
+
+_OPERATORS: Mapping[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Lt: operator.lt,
+    ast.Gt: operator.gt,
+    ast.USub: operator.neg,
+}
+
+
+def _made(node: ast.expr, text: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """Make what one node of an expression says."""
+    below = functools.partial(_made, text=text, known=known)
+    try:
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.Tuple(elts=items) | ast.List(elts=items):
+                return tuple(map(below, items))
+            case ast.Name(id=name):
+                return _called(name, text, known, [], {})
+            case ast.Call(func=ast.Name(id=name), args=given, keywords=named):
+                fields = {word.arg or "**": below(word.value) for word in named}
+                return _called(name, text, known, list(map(below, given)), fields)
+            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](below(operand))
+            case (
+                ast.BinOp(left=left, op=op, right=right)
+                | ast.Compare(left=left, ops=[op], comparators=[right])
+            ) if type(op) in _OPERATORS:
+                return _OPERATORS[type(op)](below(left), below(right))
+    except (TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    raise ValueError(f"{text!r}: {ast.unparse(node)!r} is not allowed here; {_example(known)}")
+
+
+def _called(
+    name: str, text: str, known: Mapping[str, Callable[..., Any]], given: list, fields: dict
+) -> Any:
+    """Call a known name; literals have to be of the fields' declared types."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{text!r}: {name!r} is unknown.{hint} There are: {', '.join(known)}")
+    make = known[name]
+    if not dataclasses.is_dataclass(make):
+        return make(*given, **fields)
+    names = [field.name for field in dataclasses.fields(make)]
+    if given or not fields.keys() <= set(names):
+        raise ValueError(
+            f"{text!r}: {name} takes its fields by name; it has: {', '.join(names) or 'none'}"
+        )
+    types = typing.get_type_hints(make)
+    for field, value in fields.items():
+        if not _is_static(value) and not isinstance(value, float):
+            continue  # a part, which the owner itself checks
+        kinds = (value, float(value)) if type(value) is int else (value,)
+        fitting = [kind for kind in kinds if types[field] is Any or _fits(kind, types[field])]
+        if not fitting:
+            raise ValueError(
+                f"{text!r}: {name}.{field} takes {_named(types[field])}, not {value!r}"
+            )
+        fields[field] = fitting[0]
+    return make(**fields)
+
+
+def _example(known: Mapping[str, Any]) -> str:
+    return f"expected such as {next(iter(known))}(...), of: {', '.join(known)}"
 
 
 def _declared(root: Any, path: str) -> Any:
