@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,15 @@ class Silent:
 
 
 def write_rows(folder: Path, seed: int = 0) -> Path:
-    """Write rows of `input_ids` with lengths from 5 to 13."""
+    """Write rows of 5 to 13 `input_ids`, all at once, since another process may be reading them."""
     random, file = np.random.default_rng(seed), folder / "rows.jsonl"
     rows = [
         {"id": f"row-{i}", "input_ids": random.integers(1, 37, random.integers(5, 14)).tolist()}
         for i in range(NUM_EXAMPLES)
     ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft = folder / f".rows.{os.getpid()}.draft"
+    draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draft.replace(file)
     return file
 
 
