@@ -72,6 +72,7 @@ def score_pool(
     rows_per_batch: int = 32,
     buckets: Sequence[int] | None = None,
     watch: Watch | None = None,
+    guide: Views | None = None,
     first_id: int = 0,
 ) -> Scored:
     """Score `ids`, one example a row, unpacked.
@@ -87,6 +88,7 @@ def score_pool(
       rows_per_batch: rounded up to a multiple of the row shards of `place`.
       buckets: row lengths to pad to; None: powers of two.
       watch: called with (rows done, rows in all) as batches come back.
+      guide: the rows that a guided estimator compares with.
       first_id: where the views begin in a pool of which they are a part; keys are by its ids.
 
     Raises:
