@@ -262,7 +262,7 @@ def _called(
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{text!r}: {name!r} is unknown.{hint} There are: {', '.join(known)}")
     make = known[name]
-    if not dataclasses.is_dataclass(make):
+    if not (isinstance(make, type) and dataclasses.is_dataclass(make)):
         return make(*given, **fields)
     names = [field.name for field in dataclasses.fields(make)]
     if given or not fields.keys() <= set(names):
