@@ -92,11 +92,13 @@ class Done:
     Attributes:
       seen: the report of each step, on the host.
       seconds: what they took; of several runs that went together, this one's share.
+      together: how many went together.
     """
 
     learner: Learner
     seen: list[Report]
     seconds: float
+    together: int = 1
 
 
 Run = Generator[Work, Done, State]
@@ -181,7 +183,7 @@ def loop(
             if cycle.saves:
                 save(prepared, state, store, scores)
             clock.lap("save_s")
-            timing = rates(prepared, metrics, clock.laps)
+            timing = rates(prepared, metrics, clock.laps, done.together)
             record.timing(cycle.last, timing)
             watch.recorded(cycle, metrics, timing)
     return state
@@ -455,13 +457,14 @@ def save(prepared: Prepared, state: State, store: Store, scores: Mapping[str, fl
 
 
 def rates(
-    prepared: Prepared, metrics: Mapping[str, Any], laps: Mapping[str, float]
+    prepared: Prepared, metrics: Mapping[str, Any], laps: Mapping[str, float], together: int
 ) -> dict[str, Any]:
     """Give the cycle's seconds, tokens a second and, on accelerators, MFU."""
     seconds = laps["steps_s"]
     timing = {
         **laps,
         "wall_s": sum(laps.values()),
+        "together": together,
         "tokens_per_s": metrics["tokens"] / seconds,
     }
     peak = prepared.peak_flops_per_s
