@@ -57,6 +57,39 @@ class Sampling:
         )
 
 
+@part
+class Decoding:
+    """How rows are decoded; it changes no row beyond float noise.
+
+    Attributes:
+      rows: rows in flight; a longer batch waits, and its prompts take the places of rows that have
+        ended. None: all rows of a batch start together, and the longest answer ends it.
+      admitted: how many rows have to end before as many prompts are read together: a few make good
+        use of the device and leave few places empty.
+      shared_tokens: first tokens that all prompts have in common, such as an instruction: they are
+        read once. Every prompt has to be longer, and padded on the right.
+    """
+
+    rows: int | None = None
+    admitted: int = 1
+    shared_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        most = self.rows or 1
+        require(
+            self,
+            (self.rows is None or self.rows > 0, f"rows={self.rows} must be positive, or None"),
+            (
+                1 <= self.admitted <= most,
+                f"admitted={self.admitted}: expected 1 to rows={self.rows}",
+            ),
+            (self.shared_tokens >= 0, f"shared_tokens={self.shared_tokens} must be >= 0"),
+        )
+
+
+AT_ONCE = Decoding()
+
+
 class Statistic(Protocol):
     """What is kept of each prediction: a part."""
 

@@ -14,15 +14,22 @@ FLOAT32_BITS = 31  # of a non-negative float32; halvings that find one exactly
 
 
 def choose(
-    logits_BV: Float[Array, "B V"], sampling: Sampling, key_B: Array | None, step: jax.Array
+    logits_BV: Float[Array, "B V"],
+    sampling: Sampling,
+    key_B: Array | None,
+    step_B: Int[Array, " B"],
 ) -> Int[Array, " B"]:
     """Choose a token a row; greedy ties go to the lowest id.
+
+    Args:
+      step_B: tokens that each row has already.
 
     Law: what a row draws depends on its logits, its key and the step alone.
     """
     if sampling.temperature is None:
         return first_highest(logits_BV)
-    uniform_B = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(key_B)
+    key_B = jax.vmap(jax.random.fold_in)(key_B, step_B)
+    uniform_B = jax.vmap(jax.random.uniform)(key_B)
     return draw(kept_weights(logits_BV, sampling), uniform_B)
 
 
