@@ -405,6 +405,60 @@ def score(
 
 
 @app.command(rich_help_panel=MODEL)
+def select(
+    model: ModelFolder,
+    data: DataFile,
+    out: Annotated[
+        Path, typer.Option(help="The chosen rows as they are; scores go to OUT.scores.jsonl.")
+    ],
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help="loss, entropy, prefix_entropy, edco_release, length, or as in Python: "
+            "'PrefixEntropy(prefix_tokens=32)'."
+        ),
+    ],
+    policy: Annotated[str, typer.Option(help="As in Python: 'TopFraction(fraction=0.25)'.")],
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change the estimator: prefix_tokens=32."
+        ),
+    ] = [],  # noqa: B006
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Rows that may be left out, if they are bad.")
+    ] = 0.0,
+    adapter: Adapter = None,
+    truncate: Truncate = False,
+    row_tokens: RowTokens = None,
+    batch_rows: BatchRows = 32,
+    seed: Annotated[int, typer.Option(help="Of sampled answers and random choices.")] = 0,
+    dtype: Dtype = "float32",
+) -> None:
+    """Choose rows of a file of any size by an estimator and a policy; goes on after a kill."""
+    from launch.select import select as run
+
+    chosen = run(
+        model,
+        data,
+        out,
+        estimator=estimator,
+        settings=set_,
+        policy=policy,
+        adapter=adapter,
+        truncate=truncate,
+        row_tokens=row_tokens,
+        batch_rows=batch_rows,
+        max_bad_fraction=max_bad_fraction,
+        seed=seed,
+        dtype=dtype,
+        console=console,
+    )
+    left_out = f" ({chosen.bad:,} could not be used)" * (chosen.bad > 0)
+    _say(f"written: {chosen.rows:,} of {chosen.of:,} rows to {out}{left_out}")
+
+
+@app.command(rich_help_panel=MODEL)
 def generate(
     model: ModelFolder,
     data: Annotated[

@@ -31,9 +31,7 @@ def bars(console: Console) -> Progress:
 
 
 @contextlib.contextmanager
-def bar(
-    console: Console, what: str, unit: str = "rows", *, before: int = 0
-) -> Iterator[Advance]:
+def bar(console: Console, what: str, unit: str = "rows", *, before: int = 0) -> Iterator[Advance]:
     """Draw one bar; it is moved by calls of (done, total) and shows what is done a second.
 
     Args:

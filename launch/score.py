@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from rich.console import Console
 
+from launch.expressions import estimator_named
 from launch.opened import find
 from launch.progress import bar
 from launch.rows import open_rows, own_id, require_out, write_rows
-from research.core.parts import parse_setting, vary
-from research.core.protocols import Estimator
-from research.curriculum.estimators.edco_release import EdcoRelease
-from research.curriculum.estimators.length import Length
-from research.curriculum.estimators.prefix_entropy import PrefixEntropy
-from research.curriculum.estimators.teacher_forced_entropy import TeacherForcedEntropy
-from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
+from research.core.protocols import Estimator, Guided
 from research.data.pool import open_pool
 from research.score.rows import score_rows
-
-ESTIMATORS: Mapping[str, Estimator] = {
-    "loss": TeacherForcedLoss(),
-    "entropy": TeacherForcedEntropy(),
-    "prefix_entropy": PrefixEntropy(),
-    "edco_release": EdcoRelease(),
-    "length": Length(),
-}
 
 
 def score(
@@ -51,7 +38,7 @@ def score(
     Raises:
       FileNotFoundError, ValueError: the estimator, a setting, the model or a row cannot be used.
     """
-    part = estimator_named(estimator, settings)
+    part = asking_the_model(estimator, settings)
     require_out(out, data)
     found = find(model, adapter, dtype)
     with console.status(f"reading {data}"):
@@ -81,13 +68,16 @@ def score(
         return write_rows(out, ({**row, "id": own_id(example)} for example, row in named))
 
 
-def estimator_named(name: str, settings: Sequence[str]) -> Estimator:
-    """Give an estimator with some of its fields changed.
+def asking_the_model(text: str, settings: Sequence[str]) -> Estimator:
+    """Give an estimator that scores an example by itself.
 
     Raises:
-      ValueError: the name or a field is unknown.
+      ValueError: it is unknown, or compares examples with one another.
     """
-    if name not in ESTIMATORS:
-        raise ValueError(f"--estimator {name!r} is unknown; choose from {', '.join(ESTIMATORS)}")
-    part = ESTIMATORS[name]
-    return vary(part, dict(parse_setting(part, setting) for setting in settings))
+    part = estimator_named(text, settings)
+    if isinstance(part, Guided) or not hasattr(part, "score"):
+        raise ValueError(
+            f"--estimator {text!r} does not score an example by itself: it is a combination, "
+            "compares rows, or reads them; `maktab select` takes it"
+        )
+    return part
