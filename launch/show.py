@@ -90,8 +90,9 @@ def cost_table(prepared: Prepared) -> Table:
         ("steps", f"{experiment.clock.steps:,}"),
         ("tokens a step (fed at most)", f"{experiment.data.rows * experiment.data.row_tokens:,}"),
     ]
-    if prepared.views is not None:
-        rows.append(("rows scored when a round opens", f"{len(prepared.pool):,}"))
+    if scored := sum(term.estimator is not None for term in prepared.terms):
+        times = f" x {scored}" if scored > 1 else ""
+        rows.append(("rows scored when a round opens", f"{len(prepared.pool):,}{times}"))
     for row in rows:
         table.add_row(*row)
     return table

@@ -30,6 +30,7 @@ ALPHABET: Mapping[str, str] = {
     "V": "vocabulary",
     "W": "head width of the values",
     "X": "examples in the pool",
+    "Y": "measurements that an estimator is made of",
     "Z": "examples packed into one row",
 }
 

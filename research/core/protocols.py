@@ -21,14 +21,21 @@ class View:
 
     Attributes:
       content: "training" (all of it, with its trained tokens), "prompt" (up to where the answer
-        starts, ready to be continued), or "answer" (the trained tokens alone, after BOS).
+        starts, ready to be continued), "answer" (the trained tokens alone, after BOS), "slot" (a
+        multiple-choice row up to where its letters differ) or "letters" (not a text: the token of
+        each option's letter there).
       instruction: a quick-answer instruction, joined to the user's turn before templating.
       template: whether a chat template is applied (False: instruction and question as plain text).
     """
 
-    content: Literal["training", "prompt", "answer"] = "training"
+    content: Literal["training", "prompt", "answer", "slot", "letters"] = "training"
     instruction: str = ""
     template: bool = True
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether the model reads it; if not, it costs nothing."""
+        return self.content != "letters"
 
 
 @runtime_checkable
@@ -62,6 +69,18 @@ class Model(Protocol):
 
     def extend(self, params: Tree, cache: Any, tokens_BT, positions_BT, segments_BT) -> tuple:
         """Feed more tokens; give (Output, cache)."""
+        ...
+
+    def empty_cache(self, num_rows: int, num_slots: int) -> Any:
+        """Make a cache to which nothing was fed."""
+        ...
+
+    def spread(self, cache: Any, open_B: Array, num_slots: int) -> Any:
+        """Give every row that is open what one row was fed, and room for more."""
+        ...
+
+    def seat(self, cache: Any, place_ZR: Array, new: Any) -> Any:
+        """Put new rows into places of a cache, shard by shard of its rows."""
         ...
 
     def unstack(self, params: Tree) -> Tree:
@@ -102,6 +121,15 @@ class Objective(Protocol):
 
     def __call__(self, model: Model, params: Tree, batch: Batch) -> tuple[Total, Report]:
         """Give the loss as a differentiable (sum, count) in nats, and what was seen."""
+        ...
+
+
+@runtime_checkable
+class Selecting(Protocol):
+    """An objective that trains on a part of each batch, after a forward pass over all of it."""
+
+    def num_kept(self, num_rows: int) -> int:
+        """Give how many of a (micro-)batch's rows are trained on."""
         ...
 
 
@@ -157,6 +185,90 @@ class Estimator(Protocol):
         ...
 
 
+@runtime_checkable
+class Differentiating(Protocol):
+    """An estimator of gradients, a row at a time; it is charged a backward pass too."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the parameters that the gradient is taken for."""
+        ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """An estimator that compares rows with others, such as a few of a validation set.
+
+    Its `score` takes the sum of `direction` over all batches of `guide` as a last argument.
+
+    Attributes:
+      guide: the others, a `research.data.pool.Data`.
+    """
+
+    @property
+    def guide(self) -> Any: ...
+
+    def direction(self, model: Model, params: Tree, batch: Batch) -> Total:
+        """Give what a batch of the others says, as a (sum, count) that adds over batches."""
+        ...
+
+
+class Weights(Protocol):
+    """Where a model is found, such as a `research.huggingface.pretrained.Pretrained`."""
+
+    def resolve(self) -> Any:
+        """Give its folder, architecture and fingerprint."""
+        ...
+
+
+@runtime_checkable
+class Delegating(Protocol):
+    """An estimator that another model computes: a frozen one, so once a run is enough.
+
+    Attributes:
+      estimator: what is computed.
+      model: whose weights, tokenizer and stop tokens it is computed with.
+      same_tokens: whether that model must read the tokens that training feeds.
+    """
+
+    @property
+    def estimator(self) -> Estimator: ...
+
+    @property
+    def model(self) -> Weights: ...
+
+    @property
+    def same_tokens(self) -> bool: ...
+
+
+@runtime_checkable
+class Stated(Protocol):
+    """An estimator that costs nothing: the row itself says how hard it is."""
+
+    def of_row(self, row: Mapping[str, Any]) -> float:
+        """Read the signal of a row.
+
+        Raises:
+          ValueError: the row does not say, or not as a number.
+        """
+        ...
+
+
+@runtime_checkable
+class Combination(Protocol):
+    """An expression of estimators, computed over the whole pool on the host."""
+
+    @property
+    def terms(self) -> tuple[Any, ...]:
+        """The estimators it is made of, themselves combinations or not."""
+        ...
+
+    def combine(self, signal_YX: Float[Any, "Y X"]) -> Float[Any, " X"]:
+        """Give its value from those of its terms, in float64; NaN where one is not known."""
+        ...
+
+
+@runtime_checkable
 class Recorder(Protocol):
     """An estimator that costs nothing: it reads what training reported of each example."""
 

@@ -7,16 +7,26 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from research.core.parts import describe, part, require
-from research.core.protocols import Estimator, Recorder
+from research.core.protocols import (
+    Combination,
+    Delegating,
+    Estimator,
+    Recorder,
+    Stated,
+)
 from research.curriculum.budget import EqualCompute, EqualSteps
+from research.curriculum.estimators.free import Free
 from research.curriculum.ordering import RESCORE, draws, quotas
 from research.curriculum.state import NEVER, PoolState
+from research.curriculum.terms import terms_of, value_of
+
+Measure = Estimator | Recorder | Stated | Delegating | Combination
 
 
 class Policy(Protocol):
@@ -24,7 +34,7 @@ class Policy(Protocol):
 
     @property
     def fraction(self) -> float:
-        """Which part of the pool a round selects."""
+        """Which part of the pool a round selects, at most."""
         ...
 
     @property
@@ -68,13 +78,42 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Adaptive(Protocol):
+    """A policy that learns from what training reports; its memory is in every checkpoint."""
+
+    def begin(self) -> Float[np.ndarray, "*memory"]:
+        """Give the memory before the first round."""
+        ...
+
+    def learn(
+        self, state: PoolState, ids: Int[np.ndarray, " N"], loss_nats: Float[np.ndarray, " N"]
+    ) -> Float[np.ndarray, "*memory"]:
+        """Take in the mean loss of each example of a cycle, as it was when training saw it."""
+        ...
+
+    def reflect(self, state: PoolState) -> Float[np.ndarray, "*memory"]:
+        """Close the round before, when `state.round` has just been opened."""
+        ...
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """A policy that moves the shares of the source groups from round to round."""
+
+    def mix(self, state: PoolState) -> Float[np.ndarray, " G"]:
+        """Give the shares of the round that has just been opened; they sum to 1."""
+        ...
+
+
 @part
 class Curriculum:
     """A policy, what it is told, and the four switches that decide whether arms compare fairly.
 
     Attributes:
-      estimator: what is hard; None: nothing is measured. An estimator beside a policy that uses no
-        scores is measured for the record alone.
+      estimator: what is hard: a measurement, or an expression of several
+        (`research/curriculum/expressions.py`); None: nothing is measured. An estimator beside a
+        policy that uses no scores is measured for the record alone.
       rounds: how often the pool is scored and selected from; the clock divides its steps by it.
       reset_optimizer_each_round: a fresh optimiser state at the start of every round but the first.
       allow_repeats: whether an example may be trained on more than once in the whole run.
@@ -85,7 +124,7 @@ class Curriculum:
     """
 
     policy: Policy
-    estimator: Estimator | Recorder | None
+    estimator: Measure | None
     rounds: int
     reset_optimizer_each_round: bool
     allow_repeats: bool
@@ -112,8 +151,12 @@ class Curriculum:
                 f"{name} orders by scores, but estimator is None; choose one",
             ),
             (
-                policy.takes_unscored or not self.records,
-                f"{type(self.estimator).__name__} has no score before an example was trained on; "
+                self.estimator is None or bool(self.terms),
+                f"estimator={self.estimator} measures nothing; put an estimator into it",
+            ),
+            (
+                not policy.uses_scores or policy.takes_unscored or not self.recorders,
+                f"{self._names(self.recorders)} has no score before an example was trained on; "
                 f"set {name}.unscored to 'first' or 'last'",
             ),
             (
@@ -121,9 +164,14 @@ class Curriculum:
                 f"rescore_fraction={self.rescore_fraction}: expected 0 to 1",
             ),
             (
-                self.scores_pool or self.rescore_fraction == 0,
-                f"rescore_fraction={self.rescore_fraction} takes no effect: nothing is scored by "
-                "this estimator; set it to 0.0",
+                bool(self.scorers) or self.rescore_fraction == 0,
+                f"rescore_fraction={self.rescore_fraction} takes no effect: nothing that the model "
+                "in training could say anew is scored by this estimator; set it to 0.0",
+            ),
+            (
+                self.rescore_fraction == 0 or not isinstance(policy, Adaptive),
+                f"rescore_fraction={self.rescore_fraction}: the arms of {name} are levels of the "
+                "first scores, so scores are taken once; set it to 0.0",
             ),
             (self.cool_down_rounds >= 0, f"cool_down_rounds={self.cool_down_rounds} must be >= 0"),
             (
@@ -138,31 +186,49 @@ class Curriculum:
         )
 
     @property
+    def terms(self) -> tuple[Any, ...]:
+        """The measurements that the estimator is made of, each once."""
+        return terms_of(self.estimator)
+
+    @property
+    def measured(self) -> tuple[Any, ...]:
+        """Those of them that are run or read when a round opens, in order."""
+        return tuple(term for term in self.terms if not isinstance(term, Recorder))
+
+    @property
+    def recorders(self) -> tuple[Recorder, ...]:
+        """Those that read what training itself reports."""
+        return tuple(term for term in self.terms if isinstance(term, Recorder))
+
+    @property
+    def scorers(self) -> tuple[Estimator, ...]:
+        """Those that the model in training computes, which may so change in every round."""
+        return tuple(term for term in self.measured if not isinstance(term, (Delegating, Stated)))
+
+    @property
     def scorer(self) -> Estimator | None:
-        """The estimator that is run over the pool when a round opens; None: nothing is run."""
-        runs = self.estimator is not None and bool(self.estimator.views)
-        return cast(Estimator, self.estimator) if runs else None
+        """The costliest of `scorers`, which generates most; None: there is none."""
+        return max(self.scorers, key=lambda term: term.new_tokens or 0, default=None)
 
     @property
     def scores_pool(self) -> bool:
-        """Whether the scorer runs when a round opens."""
-        return self.scorer is not None
+        """Whether anything is run or read when a round opens."""
+        return bool(self.measured)
 
     @property
     def records(self) -> bool:
-        """Whether scores are read from what training itself reports."""
-        return self.estimator is not None and not self.estimator.views
+        """Whether scores, or a part of them, are read from what training itself reports."""
+        return bool(self.recorders)
 
     def num_selected(self, num_examples: int) -> int:
-        """How many examples a round selects: the fraction of the pool, rounded down, at least 1."""
+        """How many examples a round selects, at most: the fraction of the pool, rounded down, but
+        at least 1."""
         return max(1, math.floor(self.policy.fraction * num_examples + 1e-9))
 
     def rows_to_score(self, num_examples: int, round_: int) -> int:
         """How many rows are scored when a round opens."""
-        if not self.scores_pool:
-            return 0
         if round_ == 0:
-            return num_examples
+            return num_examples if self.scores_pool else 0
         return math.ceil(self.rescore_fraction * num_examples - 1e-9)
 
     def init(
@@ -187,11 +253,13 @@ class Curriculum:
         self._check_groups(np.bincount(groups, minlength=len(shares)), shares)
         return PoolState(
             score_X=np.full(num_examples, np.nan, np.float32),
+            signal_YX=np.full((max(1, len(self.terms)), num_examples), np.nan, np.float32),
             scored_round_X=np.full(num_examples, NEVER, np.int32),
             selected_round_X=np.full(num_examples, NEVER, np.int32),
             times_used_X=np.zeros(num_examples, np.int32),
             group_X=groups,
             share_G=shares,
+            memory=self.policy.begin() if isinstance(self.policy, Adaptive) else np.zeros(1),
             queue=np.zeros(0, np.int64),
             cursor=0,
             round=NEVER,
@@ -212,36 +280,48 @@ class Curriculum:
         draw_X = draws(state.num_examples, seed, RESCORE, round_)
         return np.sort(np.lexsort((draw_X, state.scored_round_X))[:count])
 
+    def measurements(self, state: PoolState) -> Float[np.ndarray, "measured X"]:
+        """Give the last value of each of `measured`."""
+        return state.signal_YX[[self.terms.index(term) for term in self.measured]]
+
     def rescore(
         self,
         state: PoolState,
         ids: Int[np.ndarray, " N"],
-        scores: Float[np.ndarray, " N"],
+        signals: Float[np.ndarray, "*measured N"],
         round_: int,
         flops: float = 0.0,
     ) -> PoolState:
-        """Take new scores over, with their age and what they cost.
+        """Take new measurements over, with their age and what they cost.
+
+        Args:
+          signals: a row for each of `measured`; for a single one, the row itself.
 
         Raises:
-          ValueError: a score is not finite, or ids and scores do not match.
+          ValueError: a signal is not finite, or ids and signals do not match.
         """
         self._check_settings(state)
-        ids, scores = np.asarray(ids), np.asarray(scores, np.float32)
-        if ids.shape != scores.shape or len(np.unique(ids)) != len(ids):
-            raise ValueError(f"{len(ids)} ids (each once) need as many scores, got {len(scores)}")
-        if not np.isfinite(scores).all():
-            bad = ids[~np.isfinite(scores)]
+        if not len(ids):
+            return state
+        ids, signal_YN = np.asarray(ids), np.atleast_2d(np.asarray(signals, np.float32))
+        shape = (len(self.measured), len(ids))
+        if signal_YN.shape != shape or len(np.unique(ids)) != len(ids):
+            raise ValueError(
+                f"{len(ids)} ids (each once) and {shape[0]} measurements need as many scores, got "
+                f"{signal_YN.shape}"
+            )
+        if not np.isfinite(signal_YN).all():
+            bad = ids[~np.isfinite(signal_YN).all(axis=0)]
             raise ValueError(f"round {round_}: scores of ids {bad[:5].tolist()} are not finite")
         return dataclasses.replace(
-            state,
-            score_X=_with(state.score_X, ids, scores),
+            self._signalled(state, self.measured, ids, signal_YN),
             scored_round_X=_with(state.scored_round_X, ids, round_),
             scored_rows=state.scored_rows + len(ids),
             scoring_flops=state.scoring_flops + float(flops),
         )
 
     def open_round(self, state: PoolState, round_: int, seed: int) -> PoolState:
-        """Select the round's examples and queue them.
+        """Move what the policy learned, select the round's examples and queue them.
 
         Raises:
           ValueError: rounds are opened out of order, or an example that needs a score has none.
@@ -250,6 +330,10 @@ class Curriculum:
         if round_ != state.round + 1:
             raise ValueError(f"round {round_} cannot follow round {state.round}")
         state = dataclasses.replace(state, round=round_, epoch=0)
+        if round_ > 0 and isinstance(self.policy, Adaptive):
+            state = dataclasses.replace(state, memory=self.policy.reflect(state))
+        if round_ > 0 and isinstance(self.policy, Mixing):
+            state = dataclasses.replace(state, share_G=self.policy.mix(state))
         ids = self.policy.select(state, self._eligible(state), self._quotas(state), seed)
         selected_round_X = _with(state.selected_round_X, ids, round_)
         state = dataclasses.replace(state, selected_round_X=selected_round_X)
@@ -306,24 +390,39 @@ class Curriculum:
         )
 
     def observe(self, state: PoolState, rows: Mapping[str, Any]) -> PoolState:
-        """Take over what training reported of each example, if that is what the estimator reads.
+        """Take over what training reported of each example, where estimator or policy read it.
 
         An example seen several times keeps its last value; values that are not finite belong to
         withheld updates and say nothing.
         """
-        if not self.records:
-            return state
-        recorder: Any = self.estimator
-        ids, signal = recorder.read({name: np.asarray(rows[name]) for name in rows})
-        known = (ids >= 0) & np.isfinite(signal)
-        ids, signal = ids[known], signal[known].astype(np.float32)
-        last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]
-        ids, signal = ids[last], signal[last]
-        return dataclasses.replace(
-            state,
-            score_X=_with(state.score_X, ids, signal),
-            scored_round_X=_with(state.scored_round_X, ids, state.round),
-        )
+        rows = {name: np.asarray(rows[name]) for name in rows}
+        for recorder in self.recorders:
+            ids, signal = _known(*recorder.read(rows))
+            last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]
+            ids, signal = ids[last], signal[last].astype(np.float32)
+            state = self._signalled(state, (recorder,), ids, signal[None])
+            if not self.measured:
+                held = _with(state.scored_round_X, ids, state.round)
+                state = dataclasses.replace(state, scored_round_X=held)
+        if isinstance(self.policy, Adaptive):
+            memory = self.policy.learn(state, *_known(*Free(of="loss").read(rows)))
+            state = dataclasses.replace(state, memory=memory)
+        return state
+
+    def _signalled(
+        self,
+        state: PoolState,
+        terms: Sequence[Any],
+        ids: Int[np.ndarray, " N"],
+        signal_YN: Float[np.ndarray, "Y N"],
+    ) -> PoolState:
+        """Write down some measurements of some examples; give the scores that follow for all."""
+        signal_YX = state.signal_YX.copy()
+        for term, signal_N in zip(terms, signal_YN, strict=True):
+            signal_YX[self.terms.index(term), ids] = signal_N
+        by_term = dict(zip(self.terms, signal_YX, strict=True))
+        score_X = value_of(self.estimator, by_term).astype(np.float32)
+        return dataclasses.replace(state, signal_YX=signal_YX, score_X=score_X)
 
     def _epoch(self, state: PoolState, seed: int) -> np.ndarray:
         quota_G = self._quotas(state)
@@ -354,6 +453,10 @@ class Curriculum:
                 "weights, the fraction, the rounds or the cool-down"
             )
 
+    @staticmethod
+    def _names(terms: Sequence[Any]) -> str:
+        return ", ".join(type(term).__name__ for term in terms)
+
     def _settings(self) -> np.ndarray:
         text = json.dumps(describe(self.estimator), sort_keys=True)
         return np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.uint8)
@@ -364,6 +467,14 @@ class Curriculum:
                 "the scores in this state were made by an estimator with other settings; restore "
                 "with the estimator of the run, or start a new one"
             )
+
+
+def _known(
+    ids: Int[np.ndarray, " N"], signal: Float[np.ndarray, " N"]
+) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Keep what belongs to an example and is finite."""
+    known = (ids >= 0) & np.isfinite(signal)
+    return ids[known], signal[known]
 
 
 def _with(values_X: np.ndarray, ids: np.ndarray, new: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ RESOLUTION_NATS = 1e-4  # scores nearer than this are ties; float noise is about
 Unscored = Literal["error", "first", "last"]
 RoundOrder = Literal["shuffled", "descending", "ascending"]
 
-SELECT, ARRANGE, EPOCH, RESCORE = range(4)  # named streams of draws
+SELECT, ARRANGE, EPOCH, RESCORE, FLOOR = range(5)  # named streams of draws
 
 
 def fraction_check(fraction: float) -> tuple[bool, str]:
@@ -41,6 +41,16 @@ def draws(size: int, *stream: int) -> UInt64[np.ndarray, " {size}"]:
     them.
     """
     return np.random.Philox(np.random.SeedSequence(stream)).random_raw(size)
+
+
+def rounded(score_X: Float[np.ndarray, " X"]) -> Float[np.ndarray, " X"]:
+    """Round scores to 1e-4 nats, in float64, so that float noise between machines is gone."""
+    return np.rint(np.asarray(score_X, np.float64) / RESOLUTION_NATS) * RESOLUTION_NATS
+
+
+def uniforms(size: int, *stream: int) -> Float[np.ndarray, " {size}"]:
+    """Give `size` numbers of the stream in (0, 1), neither end included."""
+    return ((draws(size, *stream) >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
 def shuffled(ids: Int[np.ndarray, " N"], *stream: int) -> Int[np.ndarray, " N"]:

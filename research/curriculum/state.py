@@ -19,12 +19,16 @@ class PoolState:
 
     Attributes:
       score_X: the last signal of each example in nats (float32); NaN: never scored.
+      signal_YX: the last value of each measurement that the estimator is made of (float32); one
+        row for a plain estimator, whose value is the score.
       scored_round_X: the round in which `score_X` was measured, -1: never. Its age is the
         difference to `round`.
       selected_round_X: the last round whose selection held the example, -1: none.
       times_used_X: how often the example was handed out for training.
       group_X: the source group of each example.
-      share_G: which share of every selection a group gets; one group: no quotas.
+      share_G: which share of every selection a group gets; one group: no quotas. A policy that
+        mixes moves it from round to round.
+      memory: what an adaptive policy knows of the rounds before, in a form of its own.
       queue: ids in the order in which they are handed out; never empty once a round is open.
       cursor: the next place of `queue`.
       round: the open round, -1 before the first.
@@ -35,11 +39,13 @@ class PoolState:
     """
 
     score_X: Float[np.ndarray, " X"]
+    signal_YX: Float[np.ndarray, "Y X"]
     scored_round_X: Int[np.ndarray, " X"]
     selected_round_X: Int[np.ndarray, " X"]
     times_used_X: Int[np.ndarray, " X"]
     group_X: Int[np.ndarray, " X"]
     share_G: Float[np.ndarray, " G"]
+    memory: Float[np.ndarray, "*memory"]
     queue: Int[np.ndarray, " Q"]
     cursor: int
     round: int

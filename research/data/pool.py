@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from research.data.census import Census
 from research.data.composed import Composed, answer_alone, tokenize
 from research.data.examples import Example, RowError
 from research.data.leakage import comparable, leaked
-from research.data.rows import Rendering, compose, identity
+from research.data.rows import Rendering, compose, identity, letter_slot
 from research.data.sources import notes_of
 from research.data.tokenizer import Tokenizer
 
@@ -163,6 +164,8 @@ class Pool:
         chosen = [self.examples[x] for x in indices]
         if view == View():
             return chosen
+        if view.content in ("slot", "letters"):
+            return [self._lettered(example, view) for example in chosen]
         if view.content == "answer":
             shown = [answer_alone(e.tokens, e.trained, self.tokenizer) for e in chosen]
         else:
@@ -172,6 +175,34 @@ class Pool:
             dataclasses.replace(example, tokens=tokens, trained=trained)
             for example, (tokens, trained) in zip(chosen, shown, strict=True)
         ]
+
+    def read_by(self, tokenizer: Tokenizer) -> Pool:
+        """Give the same examples, in the same places, in another tokenizer's tokens.
+
+        Raises:
+          ValueError: a row cannot be shown by it, and where that row is.
+        """
+        other = copy.copy(self)
+        other.tokenizer = tokenizer
+        composed = [other._composed(example, View()) for example in self.examples]
+        most = self.data.row_tokens
+        other.examples = tuple(
+            dataclasses.replace(example, tokens=tokens[:most], trained=trained[:most])
+            for example, (tokens, trained) in zip(
+                self.examples, tokenize(composed, tokenizer, View()), strict=True
+            )
+        )
+        sizes = [len(example.tokens) for example in other.examples]
+        other.lengths_X = np.asarray(sizes, np.int32)
+        return other
+
+    def _lettered(self, example: Example, view: View) -> Example:
+        if self.tokenizer is None:
+            raise ValueError(f"{view} needs a tokenizer, and there is none")
+        try:
+            return letter_slot(example, self.tokenizer, view, self.data.rendering)
+        except RowError as error:
+            raise ValueError(f"{example.where}: cannot be shown as {view}: {error}") from error
 
     def _composed(self, example: Example, view: View) -> Composed:
         try:

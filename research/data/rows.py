@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from research.core.parts import part, require
 from research.core.protocols import View
 from research.data.chat import compose_chat, joined, messages_of, plain_turns
@@ -220,3 +222,30 @@ def option_examples(
         dataclasses.replace(example, tokens=tokens, trained=trained)
         for tokens, trained in tokenize(composed, tokenizer, view)
     ], choice.gold
+
+
+def letter_slot(
+    example: Example, tokenizer: Tokenizer, view: View, rendering: Rendering
+) -> Example:
+    """Show a multiple-choice example up to where its letters differ, or the letters found there.
+
+    Raises:
+      RowError: it is no multiple-choice row, or two letters begin with the same token.
+    """
+    if (kind := kind_of(example.row)) != "choice":
+        raise RowError("unknown kind", f"a row of kind {kind} has no letters to choose from")
+    lettered = dataclasses.replace(rendering, answer="letter")
+    options, _ = option_examples(example, tokenizer, view, lettered)
+    shortest = min(len(option.tokens) for option in options)
+    tokens_OT = np.stack([option.tokens[:shortest] for option in options])
+    differs = np.flatnonzero((tokens_OT != tokens_OT[0]).any(axis=0))
+    slot = int(differs[0]) if len(differs) else shortest
+    letters = tokens_OT[:, slot] if slot < shortest else tokens_OT[:, -1]
+    if not 0 < slot < shortest or len(set(letters.tolist())) < len(letters):
+        raise RowError(
+            "bad answer",
+            f"its {len(letters)} letters do not each begin with a token of their own; this "
+            "tokenizer cannot tell them apart",
+        )
+    tokens = letters if view.content == "letters" else tokens_OT[0, :slot]
+    return dataclasses.replace(example, tokens=tokens, trained=np.zeros(len(tokens), bool))

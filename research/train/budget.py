@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 
 from research.clock import Clock
 from research.core.parts import vary
+from research.core.protocols import Selecting
 from research.experiment import Experiment
-from research.models.flops import training_flops
+from research.models.flops import forward_flops, training_flops
 from research.models.transformer import Transformer
-from research.score.views import Views, scoring_flops
+from research.score.terms import Term
 
 # Dense bf16 FLOP/s of one chip, by the words in `device_kind`. Source: the vendors' data sheets.
 PEAK_BF16 = {
@@ -40,33 +42,48 @@ def abstract_trees(experiment: Experiment, model: Transformer) -> tuple[Any, Any
     return jax.eval_shape(both, model.abstract(), jax.eval_shape(lambda: jax.random.key(0)))
 
 
-def step_flops(experiment: Experiment, model: Transformer) -> float:
-    """Give the analytic FLOPs of one update: every row in full, as one sequence."""
-    data = experiment.data
+def step_flops(experiment: Experiment, model: Transformer, *, whole: bool = False) -> float:
+    """Give the analytic FLOPs of one update: every row in full, as one sequence.
+
+    Args:
+      whole: as if an objective that trains on a part of each batch trained on all of it.
+    """
+    data, objective = experiment.data, experiment.objective
     joined, trainable = abstract_trees(experiment, model)
-    return data.rows * float(training_flops(model.arch, joined, trainable, data.row_tokens))
+    train = float(training_flops(model.arch, joined, trainable, data.row_tokens))
+    if whole or not isinstance(objective, Selecting):
+        return data.rows * train
+    forward = float(forward_flops(model.arch, joined, data.row_tokens))
+    rows = data.rows // experiment.micro_batches
+    return experiment.micro_batches * (rows * forward + objective.num_kept(rows) * train)
 
 
 def affordable_clock(
-    experiment: Experiment, model: Transformer, views: Views | None, flops: float
+    experiment: Experiment, model: Transformer, terms: Sequence[Term], flops: float
 ) -> Clock:
     """Give the clock with the steps that the curriculum's budget leaves when scoring is charged.
 
-    The clock's own steps are those of a control that scores nothing. Scoring a part of the pool
-    is charged at the pool's mean, since which part it is depends on the scores.
+    The clock's own steps are those of a control that scores nothing and trains on whole batches.
+    Scoring a part of the pool is charged at the pool's mean, since which part it is depends on the
+    scores.
     """
-    clock, curriculum = experiment.clock, experiment.curriculum
-    if views is None or curriculum.scorer is None:
-        return clock
+    clock, budget = experiment.clock, experiment.curriculum.budget
+    scoring = scoring_flops(experiment, model, terms)
+    control = step_flops(experiment, model, whole=True)
+    return vary(clock, {"steps": budget.steps(clock.steps, flops, scoring, control)})
+
+
+def scoring_flops(experiment: Experiment, model: Transformer, terms: Sequence[Term]) -> float:
+    """Give the analytic FLOPs of all scorings of a run."""
     joined, _ = abstract_trees(experiment, model)
-    flops_X = scoring_flops(curriculum.scorer, model.arch, joined, views)
-    rows = sum(
-        curriculum.rows_to_score(len(flops_X), round_) for round_ in range(curriculum.rounds)
-    )
-    return vary(
-        clock,
-        {"steps": curriculum.budget.steps(clock.steps, flops, rows * float(np.mean(flops_X)))},
-    )
+    curriculum, total = experiment.curriculum, 0.0
+    for term in terms:
+        flops_X, guide = term.flops(joined)
+        size = np.size(flops_X)
+        rounds = range(1 if term.is_static else curriculum.rounds)
+        rows = [curriculum.rows_to_score(size, round_) for round_ in rounds]
+        total += sum(rows) * float(np.mean(flops_X)) + sum(count > 0 for count in rows) * guide
+    return total
 
 
 def peak_flops_per_s(devices: Any, dtype: str) -> float | None:

@@ -23,7 +23,7 @@ from research.data.packing import pack
 from research.evaluate.evaluate import evaluate
 from research.experiment import Update
 from research.report.writers import AnyRecord, open_record
-from research.score.pool import score_pool
+from research.score.terms import score_terms
 from research.train.prepare import Prepared
 from research.train.profile import profiled
 from research.train.routing import routing
@@ -243,28 +243,28 @@ def open_round(
     experiment, curriculum = prepared.experiment, prepared.experiment.curriculum
     held, order = state.curriculum, experiment.seed_of("order")
     ids = curriculum.ids_to_score(held, cycle.round, order)
-    if curriculum.scorer is not None and prepared.views is not None and len(ids):
-        scored = score_pool(
-            curriculum.scorer,
-            prepared.scoring_model,
+    if len(ids):
+        signals, flops = score_terms(
+            prepared.terms,
+            curriculum.measurements(held),
             experiment.tuning.join(state.learner.trainable, state.frozen),
-            prepared.views,
             ids,
             round_=cycle.round,
             key=jax.random.key(experiment.seed_of("scoring")),
             place=prepared.place,
-            stop_ids=prepared.stop_ids,
             rows_per_batch=experiment.compute.scoring_rows,
             watch=watch.scoring,
         )
-        held = curriculum.rescore(held, ids, scored.score_N, cycle.round, scored.cost.flops)
+        held = curriculum.rescore(held, ids, signals, cycle.round, flops)
     held = curriculum.open_round(held, cycle.round, order)
     record.round(
         cycle.round,
         cycle.first,
         score_X=held.score_X,
+        signal_YX=held.signal_YX,
         scored_round_X=held.scored_round_X,
         times_used_X=held.times_used_X,
+        share_G=held.share_G,
         selected=held.queue,
     )
     learner = state.learner

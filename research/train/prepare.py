@@ -21,7 +21,7 @@ from research.huggingface.pretrained import Pretrained, Resolved
 from research.huggingface.stops import stop_ids
 from research.models.architecture import Architecture
 from research.models.transformer import Transformer
-from research.score.views import Views, render_views
+from research.score.terms import Term, open_terms
 from research.train.budget import affordable_clock, peak_flops_per_s, step_flops
 from research.train.leaks import find_leaks
 
@@ -36,7 +36,7 @@ class Prepared:
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
       leaks: rows of the pool that say much of what an evaluator asks.
-      views: the pool as the curriculum's estimator sees it; None where nothing is scored.
+      terms: the measurements of the curriculum, with the rows and models that they need.
       stop_ids: tokens that end a generated answer.
       step_flops: analytic FLOPs of one step.
       peak_flops_per_s: of all devices together at the compute dtype; None where unknown.
@@ -51,7 +51,7 @@ class Prepared:
     tokenizer: Tokenizer | None
     pool: Pool
     leaks: tuple[Leak, ...]
-    views: Views | None
+    terms: tuple[Term, ...]
     stop_ids: tuple[int, ...]
     step_flops: float
     peak_flops_per_s: float | None
@@ -94,26 +94,27 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
     model.require_place()
     if weights is not None:
         match(open_folder(weights.folder), model)
-    scorer = experiment.curriculum.scorer
-    asks = scorer is not None or bool(experiment.evaluators)
-    views = None if scorer is None else render_views(scorer, pool)
+    asks = bool(experiment.curriculum.measured or experiment.evaluators)
+    scoring_model = model.for_scoring() if asks else model
+    stops = stop_ids(
+        None if weights is None else weights.folder,
+        None if tokenizer is None else tokenizer.eos_id,
+    )
+    terms = open_terms(experiment.curriculum, pool, scoring_model, stops)
     flops = step_flops(experiment, model)
-    clock = affordable_clock(experiment, model, views, flops)
+    clock = affordable_clock(experiment, model, terms, flops)
     return Prepared(
         experiment=vary(experiment, {"clock": clock}),
         model=model,
-        scoring_model=model.for_scoring() if asks else model,
+        scoring_model=scoring_model,
         place=place,
         weights=weights,
-        source=describe_source(experiment, weights, architecture),
+        source=describe_source(experiment, weights, architecture, terms),
         tokenizer=tokenizer,
         pool=pool,
         leaks=leaks,
-        views=views,
-        stop_ids=stop_ids(
-            None if weights is None else weights.folder,
-            None if tokenizer is None else tokenizer.eos_id,
-        ),
+        terms=terms,
+        stop_ids=stops,
         step_flops=flops,
         peak_flops_per_s=peak_flops_per_s(place.mesh.devices.flat, experiment.compute.dtype),
     )
@@ -151,9 +152,16 @@ def tokenizer_path(experiment: Experiment, weights: Resolved | None) -> str | No
 
 
 def describe_source(
-    experiment: Experiment, weights: Resolved | None, architecture: Architecture
+    experiment: Experiment,
+    weights: Resolved | None,
+    architecture: Architecture,
+    terms: Sequence[Term] = (),
 ) -> dict[str, Any]:
-    """Name the starting weights, wherever they lie: a fingerprint, or a seed and a shape."""
+    """Name the starting weights, wherever they lie: a fingerprint, or a seed and a shape; and those
+    of the models that the curriculum asks."""
+    others = [term.weights.fingerprint for term in terms if term.weights is not None]
+    asked = {"asked": others} if others else {}
     if weights is not None:
-        return {"fingerprint": weights.fingerprint}
-    return {"seed": experiment.seed_of("initialisation"), "architecture": describe(architecture)}
+        return {"fingerprint": weights.fingerprint, **asked}
+    start = {"seed": experiment.seed_of("initialisation"), "architecture": describe(architecture)}
+    return start | asked

@@ -17,10 +17,21 @@ from research.core.generation import Sampling
 from research.core.layout import Layout
 from research.core.records import Batch
 from research.curriculum.estimators.edco_release import EdcoRelease, mean_of_highest
+from research.curriculum.estimators.first_token_entropy import FirstTokenEntropy
+from research.curriculum.estimators.given import Given
+from research.curriculum.estimators.gradient_norm import GradientNorm
+from research.curriculum.estimators.gradient_similarity import GradientSimilarity
+from research.curriculum.estimators.ifd import Ifd
 from research.curriculum.estimators.length import Length
+from research.curriculum.estimators.option_letters import OptionLetters
 from research.curriculum.estimators.prefix_entropy import PrefixEntropy
+from research.curriculum.estimators.scored_by import ScoredBy
 from research.curriculum.estimators.teacher_forced_entropy import TeacherForcedEntropy
 from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
+from research.curriculum.gradients import chosen, sketch
+from research.data.pool import Data
+from research.data.sources import Jsonl
+from research.huggingface.pretrained import Pretrained
 from research.models.architecture import Architecture
 from research.models.compute import Compute
 from research.models.transformer import Transformer
@@ -42,6 +53,9 @@ ARCH = Architecture(
 MODEL = Transformer(ARCH, Layout().on(jax.devices()[:1]), Compute())
 PARAMS = MODEL.init(jax.random.key(3))
 
+TARGETS = ("down_F_D", "final_norm_D")
+GUIDE = Data(sources=(Jsonl(path="never-opened.jsonl"),))
+LETTERS = (3, 8, 21, 13)  # the tokens of four letters
 RELEASE = EdcoRelease(prefix_tokens=PREFIX, top_tokens=5)
 SUMMED = PrefixEntropy(prefix_tokens=PREFIX, reduction="sum")
 ESTIMATORS = (
@@ -51,6 +65,12 @@ ESTIMATORS = (
     TeacherForcedLoss(),
     TeacherForcedEntropy(),
     Length(),
+    FirstTokenEntropy(),
+    OptionLetters(),
+    Ifd(),
+    GradientNorm(targets=TARGETS),
+    GradientSimilarity(guide=GUIDE, targets=TARGETS, size=31),
+    GradientSimilarity(guide=GUIDE, targets=TARGETS, size=31, similarity="dot"),
 )
 
 
@@ -58,17 +78,29 @@ def tokens_of(row):
     return np.random.default_rng(row).integers(0, VOCABULARY, LENGTHS[row])
 
 
-def batch_of(rows, width=8, left=False):
+def shown_as(content, row):
+    """(tokens, which of them are trained) of a row in a view."""
+    tokens, half = tokens_of(row), LENGTHS[row] // 2
+    trained = np.arange(LENGTHS[row]) > half
+    if content == "answer":
+        return np.concatenate([[1], tokens[trained]]), np.arange(1 + trained.sum()) > 0
+    if content == "letters":
+        return np.array(LETTERS[: 2 + row]), np.zeros(2 + row, bool)
+    return tokens, trained
+
+
+def batch_of(rows, width=8, left=False, content="training"):
     """One example a row; the second half of each is trained."""
     shape = (len(rows), width)
     tokens, targets, positions, segments = (np.zeros(shape, np.int32) for _ in range(4))
     weights = np.zeros(shape, np.float32)
     for b, row in enumerate(rows):
-        size = LENGTHS[row]
+        shown, trained = shown_as(content, row)
+        size = len(shown)
         place = slice(width - size, width) if left else slice(0, size)
-        tokens[b, place] = tokens_of(row)
-        targets[b, place] = [*tokens_of(row)[1:], 0]
-        weights[b, place] = [*(t >= size // 2 for t in range(size - 1)), 0]
+        tokens[b, place] = shown
+        targets[b, place] = [*shown[1:], 0]
+        weights[b, place] = [*trained[1:], 0]
         positions[b, place] = np.arange(size)
         segments[b, place] = 1
     return Batch(
@@ -82,13 +114,17 @@ def batch_of(rows, width=8, left=False):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def scored(estimator, stop_ids, params, batch):
-    key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(11), batch.ids_BZ[:, 0])
-    return estimator.score(MODEL, params, (batch,), key_B, stop_ids)
+def scored(estimator, stop_ids, params, *batches):
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(11), batches[0].ids_BZ[:, 0])
+    guide = ()
+    if hasattr(estimator, "direction"):
+        guide = (estimator.direction(MODEL, params, batch_of((2, 0))),)
+    return estimator.score(MODEL, params, batches, key_B, stop_ids, *guide)
 
 
 def score(estimator, rows=(0, 1, 2), stop_ids=(), **shape):
-    return np.asarray(scored(estimator, stop_ids, PARAMS, batch_of(rows, **shape)))
+    batches = [batch_of(rows, content=view.content, **shape) for view in estimator.views]
+    return np.asarray(scored(estimator, stop_ids, PARAMS, *batches))
 
 
 @jax.jit
@@ -125,7 +161,7 @@ def test_padding_side_batch_mates_and_order_change_nothing(estimator):
     np.testing.assert_allclose(score(estimator)[[2, 1]], other, atol=NOISE)
 
 
-@pytest.mark.parametrize("estimator", [*ESTIMATORS[:5], SUMMED], ids=repr)
+@pytest.mark.parametrize("estimator", [*ESTIMATORS[:5], SUMMED, FirstTokenEntropy()], ids=repr)
 def test_scores_lie_in_their_bounds_and_differ(estimator):
     scores = score(estimator)
     most = math.log(VOCABULARY)
@@ -195,6 +231,103 @@ def test_length_counts_tokens():
     np.testing.assert_array_equal(score(Length()), LENGTHS)
 
 
+def test_the_first_token_is_a_prefix_of_one():
+    expected = [entropy(predictions(row)[-1]) for row in range(3)]
+    np.testing.assert_allclose(score(FirstTokenEntropy()), expected, rtol=NOISE)
+    one = score(PrefixEntropy(prefix_tokens=1))
+    np.testing.assert_allclose(score(FirstTokenEntropy()), one, rtol=NOISE)
+
+
+def test_option_letters_are_renormalised_among_themselves():
+    scores = score(OptionLetters())
+    for row in range(3):
+        expected = entropy(predictions(row)[-1][list(LETTERS[: 2 + row])])
+        np.testing.assert_allclose(scores[row], expected, rtol=NOISE)
+        assert 0 <= scores[row] <= math.log(2 + row)
+
+
+def losses_of(tokens, first):
+    """Mean loss of tokens[first:], each by the full forward pass, in float64."""
+    padded = np.pad(tokens, (0, max(LENGTHS) + PREFIX - len(tokens))).astype(np.int32)
+    segments = (np.arange(len(padded)) < len(tokens)).astype(np.int32)
+    logits = np.asarray(full_logits(PARAMS, padded[None], segments[None]), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -np.mean([log_p[t - 1, tokens[t]] for t in range(first, len(tokens))])
+
+
+def test_ifd_is_the_loss_with_the_question_over_the_loss_without():
+    scores = score(Ifd())
+    for row in range(3):
+        asked = losses_of(tokens_of(row), LENGTHS[row] // 2 + 1)
+        alone = losses_of(shown_as("answer", row)[0], 1)
+        np.testing.assert_allclose(scores[row], asked / alone, rtol=NOISE)
+
+
+def gradients_of(row, params=PARAMS):
+    """d mean loss / d targets of one row, laid end to end."""
+
+    def loss(params):
+        logits = MODEL.apply(params, batch_of((row,))).logits()[0]
+        log_p = jax.nn.log_softmax(logits)
+        first, tokens = LENGTHS[row] // 2 + 1, tokens_of(row)
+        return -jnp.mean(jnp.stack([log_p[t - 1, tokens[t]] for t in range(first, len(tokens))]))
+
+    return chosen(jax.grad(loss)(params), TARGETS)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def test_effort_is_the_norm_of_the_gradient_of_the_named_parameters():
+    norms = [np.linalg.norm(flat(gradients_of(row))) for row in range(3)]
+    np.testing.assert_allclose(score(GradientNorm(targets=TARGETS)), norms, rtol=1e-4)
+
+
+def test_influence_compares_projected_gradients_with_the_mean_of_the_guide():
+    own = np.stack([np.asarray(sketch(gradients_of(row), 31, 0)) for row in range(3)])
+    mean = (own[2] + own[0]) / 2
+    dot = score(ESTIMATORS[-1])
+    np.testing.assert_allclose(dot, own @ mean, rtol=1e-4)
+    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(mean)
+    np.testing.assert_allclose(score(ESTIMATORS[-2]), own @ mean / norms, rtol=1e-4)
+    assert (np.abs(score(ESTIMATORS[-2])) <= 1).all()
+
+
+def test_a_projection_keeps_inner_products_on_average():
+    a, b = ({"up_D_F": jnp.asarray(np.random.default_rng(s).normal(size=(9, 7)))} for s in (0, 1))
+    a = {"up_D_F": a["up_D_F"] + b["up_D_F"]}
+    exact, size = float(jnp.sum(a["up_D_F"] * b["up_D_F"])), 16
+    project = jax.vmap(lambda tree, seed: sketch(tree, size, seed), (None, 0))
+    seeds = jnp.arange(400)
+    products = np.asarray(jnp.sum(project(a, seeds) * project(b, seeds), axis=1))
+    norms = [float(jnp.sum(jnp.square(tree["up_D_F"]))) for tree in (a, b)]
+    spread = np.sqrt((norms[0] * norms[1] + exact**2) / size)  # of one projection
+    assert abs(products.mean() - exact) < 4 * spread / np.sqrt(400)
+    assert products.std() < 1.5 * spread
+
+
+def test_a_target_that_matches_nothing_is_named_with_what_there_is():
+    with pytest.raises(ValueError, match=r"\['a', 'b'\] match no parameter .* no adapters"):
+        score(GradientNorm())
+    with pytest.raises(ValueError, match="'down_F_D'"):
+        score(GradientNorm(targets=("down",)))
+
+
+def test_a_stated_difficulty_is_a_number_or_a_place_among_levels():
+    assert Given(field="meta.level").of_row({"meta": {"level": "3"}}) == 3.0
+    graded = Given(field="grade", levels=("easy", "medium", "hard"))
+    assert [graded.of_row({"grade": g}) for g in ("hard", "easy")] == [2.0, 0.0]
+    for row, message in (
+        ({"text": "x"}, "'grade' is missing"),
+        ({"grade": "odd"}, "grade='odd' is none of the levels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            graded.of_row(row)
+    with pytest.raises(ValueError, match="grade='hard' is no number"):
+        Given(field="grade").of_row({"grade": "hard"})
+
+
 @given(
     values=st.lists(st.floats(0, 3, width=32), min_size=1, max_size=9),
     fraction=st.floats(0.05, 1),
@@ -226,6 +359,14 @@ def test_views_say_what_the_model_is_shown():
         (lambda: EdcoRelease(top_tokens=1), "top_tokens=1"),
         (lambda: EdcoRelease(top_fraction=0.0), "top_fraction=0.0"),
         (lambda: Length(of="words"), "of='words'"),
+        (lambda: Given(field=""), "field is empty"),
+        (lambda: Given(levels=("one",)), "at least two words"),
+        (lambda: GradientNorm(targets=()), "targets is empty"),
+        (lambda: GradientSimilarity(guide=GUIDE, size=1), "size=1"),
+        (lambda: GradientSimilarity(guide=GUIDE, similarity="l2"), "similarity='l2'"),
+        (lambda: GradientSimilarity(guide=None), "guide=None are no rows"),
+        (lambda: ScoredBy(estimator=Given(), model=Pretrained(folder="x")), "asks no model"),
+        (lambda: ScoredBy(estimator=Length(), model="x"), "say Pretrained"),
     ],
 )
 def test_a_wrong_setting_is_named(make, message):

@@ -15,6 +15,7 @@ from research.models.architecture import Architecture
 from research.models.compute import Compute
 from research.models.transformer import Transformer
 from research.objectives.cross_entropy import CrossEntropy
+from research.objectives.selective import Selective
 
 ARCH = Architecture(
     vocab_size=29, model_dim=12, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, ffw_dim=20
@@ -155,3 +156,43 @@ def test_entropy_is_reported_only_where_it_is_asked_for():
     assert set(report.totals) - set(bare.totals) == {"entropy_nats"}
     assert set(report.rows) - set(bare.rows) == {"entropy_nats"}
     close((with_entropy, gradient), (without, bare_gradient), GRADIENTS, FLOAT32)
+
+
+HARDEST_TWO = Selective(objective=CrossEntropy(), keep_percent=50)  # of three rows, rounded up
+
+
+def test_selective_backpropagation_has_the_gradient_of_the_hardest_rows_alone():
+    batch = pack([[0], [1], [2]], 9, 1)
+    total, report, gradient = see(PARAMS, batch, HARDEST_TWO)
+    losses = {row: seen["loss_nats"] / seen["tokens"] for row, seen in by_id(report).items()}
+    kept = sorted(losses, key=losses.__getitem__)[1:]
+    alone, _, expected = see(PARAMS, pack([[row] for row in sorted(kept)], 9, 1))
+    close(gradient, expected, rtol=GRADIENTS, atol=FLOAT32)
+    assert float(total.count) == float(alone.count)
+    assert float(total.sum) == pytest.approx(float(alone.sum), rel=SUMS)
+    assert report.totals["kept_loss_nats"].mean > report.totals["loss_nats"].mean
+
+
+def test_selective_backpropagation_reports_every_row_in_its_place():
+    batch = pack([[2], [0, 1]], 14, 2)
+    _, plain, _ = see(PARAMS, batch)
+    _, seen, _ = see(PARAMS, batch, Selective(objective=CrossEntropy(), keep_percent=1))
+    close(seen.rows, plain.rows, rtol=SUMS, atol=FLOAT32)
+    assert float(seen.totals["loss_nats"].count) == 11
+    assert float(seen.totals["kept_loss_nats"].count) in (3, 8)
+
+
+def test_keeping_all_rows_is_the_objective_itself_and_padding_is_never_kept():
+    batch = pack([[0], [1], [2]], 9, 1)
+    everything = Selective(objective=CrossEntropy(), keep_percent=100)
+    close(see(PARAMS, batch, everything)[2], see(PARAMS, batch)[2], rtol=SUMS, atol=FLOAT32)
+    padded = pack([[], [], [0], []], 9, 1)
+    total, _, _ = see(PARAMS, padded, Selective(objective=CrossEntropy(), keep_percent=25))
+    assert float(total.count) == 4
+
+
+def test_how_many_rows_are_kept_is_static_and_at_least_one():
+    kept = [Selective(objective=CrossEntropy(), keep_percent=p).num_kept(7) for p in (1, 30, 100)]
+    assert kept == [1, 3, 7]
+    with pytest.raises(ValueError, match="keep_percent=0"):
+        Selective(objective=CrossEntropy(), keep_percent=0)

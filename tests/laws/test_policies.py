@@ -14,10 +14,18 @@ from research.curriculum.curriculum import Curriculum
 from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
 from research.curriculum.ordering import draws, quotas
 from research.curriculum.policies.bottom_fraction import BottomFraction
+from research.curriculum.policies.competence import Competence
+from research.curriculum.policies.floor import UniformFloor
+from research.curriculum.policies.mixture import Mixture, filled
 from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
+from research.curriculum.policies.self_paced import SelfPaced
+from research.curriculum.policies.softmax import Softmax
 from research.curriculum.policies.sorted_pool import Sorted
 from research.curriculum.policies.top_fraction import TopFraction
+from research.curriculum.policies.two_stage import TwoStage
+from research.curriculum.policies.ucb1 import LAST, PULLS, Ucb1
 from research.curriculum.policies.uniform import Uniform
+from research.curriculum.policies.window import Window
 
 POLICIES = (
     Uniform(),
@@ -27,8 +35,19 @@ POLICIES = (
     BottomFraction(fraction=0.4, order="ascending"),
     Sorted(),
     Sorted(descending=True),
+    Window(fraction=0.3, skip=0.2),
+    Softmax(fraction=0.3, temperature=0.5),
+    Competence(fraction=0.3, initial=0.4, rounds_to_full=5),
+    SelfPaced(threshold_nats=9.0),  # above every score here: as many as the others' quota, all
+    TwoStage(fraction=0.3, medium_rounds=1),
+    TwoStage(fraction=0.4, medium_rounds=1, medium=0.8, order="descending"),
+    UniformFloor(policy=TopFraction(fraction=0.7), epsilon=0.5),
+    Mixture(policy=TopFraction(fraction=0.3)),
+    Ucb1(fraction=0.3, arms=3, slots=5),
 )
 SCORED = tuple(policy for policy in POLICIES if policy.uses_scores)
+BY_ORDER = tuple(p for p in SCORED if not isinstance(p, (Softmax, SelfPaced)))
+BY_SCORE = (TopFraction, BottomFraction, Sorted, Window, TwoStage)  # chance orders, never selects
 scores = st.lists(st.integers(0, 40), min_size=2, max_size=37).map(lambda v: np.float32(v) / 7)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -41,7 +60,7 @@ def curriculum(policy, **changes):
         "reset_optimizer_each_round": False,
         "allow_repeats": True,
         "budget": EqualSteps(),
-        "rescore_fraction": 1.0 if policy.uses_scores else 0.0,
+        "rescore_fraction": float(policy.uses_scores and not isinstance(policy, Ucb1)),
     }
     return Curriculum(policy=policy, **(held | changes))
 
@@ -62,7 +81,9 @@ def selected(policy, score_X, **options):
 @given(score_X=scores, seed=seeds)
 def test_ids_are_in_range_and_a_selection_holds_none_twice(policy, score_X, seed):
     made, state = opened(policy, score_X, seed)
-    assert len(state.queue) == len(np.unique(state.queue)) == made.num_selected(len(score_X))
+    size = made.num_selected(len(score_X))
+    open_ = np.ceil(0.4 * len(score_X)) if isinstance(policy, Competence) else np.inf
+    assert len(state.queue) == len(np.unique(state.queue)) == min(size, open_)
     assert state.queue.min() >= 0
     assert state.queue.max() < len(score_X)
     np.testing.assert_array_equal(np.sort(state.queue), state.selection())
@@ -79,11 +100,13 @@ def test_the_same_key_gives_the_same_plan(policy, score_X, seed):
 def test_another_seed_gives_another_plan_unless_scores_decide_it_all(policy):
     score_X = np.arange(29)
     first, second = (opened(policy, score_X, seed)[1].queue for seed in (0, 1))
-    decided = isinstance(policy, Sorted) or getattr(policy, "order", "shuffled") != "shuffled"
+    decided = isinstance(policy, Sorted) or (
+        isinstance(policy, BY_SCORE) and getattr(policy, "order", "shuffled") != "shuffled"
+    )
     assert np.array_equal(first, second) == decided
 
 
-@pytest.mark.parametrize("policy", SCORED, ids=repr)
+@pytest.mark.parametrize("policy", BY_ORDER, ids=repr)
 @given(score_X=scores, seed=seeds)
 def test_only_the_order_of_scores_counts(policy, score_X, seed):
     stretched = np.float32(3.5) * score_X**2 + score_X + 11
@@ -92,7 +115,7 @@ def test_only_the_order_of_scores_counts(policy, score_X, seed):
     )
 
 
-@pytest.mark.parametrize("policy", SCORED, ids=repr)
+@pytest.mark.parametrize("policy", [p for p in SCORED if isinstance(p, BY_SCORE)], ids=repr)
 @given(data=st.data(), size=st.integers(2, 31))
 def test_renaming_the_pool_renames_the_selection(policy, data, size):
     score_X = np.float32(data.draw(st.permutations(range(size)))) / 3
@@ -169,7 +192,9 @@ def test_the_control_selects_everybody_alike():
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)  # five standard deviations
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize(
+    "policy", [policy for policy in POLICIES if not isinstance(policy, SelfPaced)], ids=repr
+)
 def test_weights_of_sources_hold_in_every_selection(policy):
     group_X = np.repeat([0, 1, 2], [30, 20, 50])
     share_G = np.array([0.25, 0.25, 0.5])
@@ -204,6 +229,176 @@ def test_a_group_too_small_for_its_weight_is_refused():
     group_X = np.repeat([0, 1], [5, 36])
     with pytest.raises(ValueError, match="cannot give"):
         opened(TopFraction(fraction=0.5), np.zeros(41), group_X=group_X, share_G=(0.5, 0.5))
+
+
+def test_a_window_is_the_top_of_what_is_left_when_the_top_is_dropped():
+    score_X = np.float32([5, 1, 9, 7, 3, 8, 2, 6, 4, 0])
+    assert selected(Window(fraction=0.3, skip=0.2), score_X).tolist() == [0, 3, 7]
+    assert selected(Window(fraction=0.3, skip=0.0), score_X).tolist() == [2, 3, 5]
+    group_X = np.repeat([0, 1], 5)
+    shares = {"group_X": group_X, "share_G": (0.5, 0.5)}
+    assert selected(Window(fraction=0.4, skip=0.2), score_X, **shares).tolist() == [0, 3, 7, 8]
+
+
+def test_softmax_draws_by_its_weights_and_leaves_nobody_out():
+    score_X = np.float32([0.0, 1.0, 2.0])
+    counts = np.zeros(3)
+    for seed in range(900):
+        counts[selected(Softmax(fraction=0.34, temperature=0.8), score_X, seed=seed)] += 1
+    weight = np.exp((score_X - score_X.mean()) / score_X.std() / 0.8)
+    expected = 900 * weight / weight.sum()
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max())  # five deviations
+    cold = Softmax(fraction=0.4, temperature=1e-3)
+    many = np.float32(np.random.default_rng(2).permutation(40))
+    top = selected(TopFraction(fraction=0.4), many)
+    np.testing.assert_array_equal(selected(cold, many), top)
+    upside_down = Softmax(fraction=0.4, temperature=-1e-3)
+    np.testing.assert_array_equal(selected(upside_down, -many), top)
+
+
+def test_competence_opens_the_pool_from_its_easy_end_by_the_square_root():
+    policy = Competence(fraction=0.3, initial=0.2, rounds_to_full=4)
+    levels = [policy.competence(round_) for round_ in range(6)]
+    expected = np.sqrt(np.arange(4) * (1 - 0.04) / 4 + 0.04)
+    np.testing.assert_allclose(levels, [*expected, 1.0, 1.0])
+    score_X = np.float32(np.random.default_rng(1).permutation(50))
+    made, state = opened(policy, score_X, rounds=5)
+    for round_ in range(5):
+        ids, most = state.selection(), int(np.ceil(levels[round_] * 50))
+        assert len(ids) == min(15, most)
+        assert score_X[ids].max() < most
+        if round_ < 4:
+            state = made.open_round(state, round_ + 1, 0)
+    assert score_X[ids].max() > 40
+
+
+@given(score_X=scores, threshold=st.floats(1.0, 4.0))
+def test_self_paced_selection_is_the_minimiser(score_X, threshold):
+    policy = SelfPaced(threshold_nats=threshold, growth=2.0)
+    if score_X.min() >= threshold:
+        with pytest.raises(ValueError, match="no loss is below"):
+            opened(policy, score_X)
+        return
+    made, state = opened(policy, score_X, rounds=2)
+    chosen = np.isin(np.arange(len(score_X)), state.selection())
+    cost = np.rint(score_X.astype(float) / 1e-4) * 1e-4 - threshold
+    assert cost[chosen].sum() == pytest.approx(np.minimum(cost, 0).sum())
+    later = made.open_round(state, 1, 0).selection()
+    assert np.isin(state.selection(), later).all()
+
+
+def test_two_stages_are_the_middle_and_then_the_top():
+    score_X = np.float32(np.random.default_rng(3).permutation(20))
+    made, state = opened(TwoStage(fraction=0.2, medium_rounds=2), score_X, rounds=3)
+    for round_, places in enumerate(([8, 9, 10, 11], [8, 9, 10, 11], [16, 17, 18, 19])):
+        assert np.sort(score_X[state.selection()]).tolist() == places
+        state = made.open_round(state, round_ + 1, 0) if round_ < 2 else state
+    high = selected(TwoStage(fraction=0.2, medium_rounds=2, medium=1.0), score_X)
+    assert np.sort(score_X[high]).tolist() == [16, 17, 18, 19]
+
+
+def test_a_floor_reaches_everybody_and_keeps_the_rest_of_the_policy():
+    score_X, counts = np.float32(np.arange(30)), np.zeros(30)
+    policy = UniformFloor(policy=TopFraction(fraction=0.4), epsilon=0.5)
+    for seed in range(400):
+        counts[selected(policy, score_X, seed=seed)] += 1
+    assert (counts[24:] == 400).all()
+    expected = 400 * 6 / 24
+    assert np.abs(counts[:24] - expected).max() < 5 * np.sqrt(expected)  # five deviations
+    barely = UniformFloor(policy=TopFraction(fraction=0.1), epsilon=0.01)
+    assert selected(barely, score_X)[-2:].tolist() == [28, 29]  # one of three is left to chance
+
+
+def test_a_mixture_moves_towards_what_is_left_to_learn():
+    group_X, score_X = np.repeat([0, 1, 2], [20, 30, 50]), np.zeros(100)
+    score_X[:20], score_X[20:50], score_X[50:] = 0.1, 0.9, -5.0  # below 0 counts as nothing left
+    policy = Mixture(policy=RoundWiseUniform(fraction=0.2), rate=2.0, smoothing=0.3)
+    shares = {"group_X": group_X, "share_G": (0.4, 0.4, 0.2)}
+    made, state = opened(policy, score_X, rounds=2, **shares)
+    assert np.bincount(group_X[state.selection()]).tolist() == [8, 8, 4]
+    state = made.open_round(state, 1, 0)
+    weight = np.array([0.4, 0.4, 0.2]) * np.exp([0.2, 1.8, 0.0])
+    np.testing.assert_allclose(state.share_G, 0.7 * weight / weight.sum() + 0.1, rtol=1e-5)
+    assert state.share_G.min() >= 0.1
+    np.testing.assert_array_equal(
+        np.bincount(group_X[state.selection()]), quotas(20, state.share_G)
+    )
+    made, alone = opened(policy, score_X, rounds=2)
+    with pytest.raises(ValueError, match="there is one group"):
+        made.open_round(alone, 1, 0)
+
+
+@given(
+    quota=st.lists(st.integers(0, 30), min_size=3, max_size=3),
+    left=st.lists(st.integers(0, 30), min_size=3, max_size=3),
+)
+def test_quotas_beyond_a_source_go_to_the_others(quota, left):
+    held_G = filled(np.array(quota), np.array(left))
+    assert (held_G <= left).all()
+    assert held_G.sum() == min(sum(quota), sum(left))
+
+
+def reported(made, state, loss_of):
+    """Train on the whole selection and report a loss for each example of it."""
+    ids = state.selection()
+    losses = np.array([loss_of(x) for x in ids])
+    return made.observe(
+        state, {"id": ids, "tokens": np.full(len(ids), 2.0), "loss_nats": 2 * losses}
+    )
+
+
+def test_a_bandit_tries_every_arm_and_then_follows_the_falling_loss():
+    score_X = np.float32(np.repeat([1, 2, 3], [40, 30, 30]))
+    policy = Ucb1(fraction=0.2, arms=3, slots=10, exploration=0.1)
+    made, state = opened(policy, score_X, rounds=5)
+    counts = []
+    for round_ in range(5):
+        counts.append(np.bincount(policy.arm_of(score_X)[state.selection()], minlength=3))
+        state = reported(made, state, lambda x: 5.0 - round_ * (score_X[x] == 2))  # noqa: B023
+        if round_ < 4:
+            state = made.open_round(state, round_ + 1, 0)
+    assert (np.array(counts).sum(axis=1) == 20).all()
+    assert (counts[0] >= 6).all()  # nothing is known: ten slots of two among three arms
+    assert counts[4][1] > 2 * max(counts[4][0], counts[4][2])
+    np.testing.assert_allclose(state.memory[:, PULLS].sum(), 4 * 10)
+    assert state.memory[0, LAST] == state.memory[2, LAST] == 5.0
+
+
+def test_arms_are_levels_where_there_are_few_and_equal_parts_where_there_are_many():
+    policy = Ucb1(fraction=0.5, arms=3, slots=4)
+    assert policy.arm_of(np.float32([7, 1, 1, 1, 9])).tolist() == [1, 0, 0, 0, 2]
+    many = policy.arm_of(np.float32(np.random.default_rng(0).permutation(60)))
+    assert np.bincount(many).tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Window(fraction=0.8, skip=0.3), "skip=0.3 and fraction=0.8"),
+        (lambda: Softmax(fraction=0.2, temperature=0.0), "say TopFraction"),
+        (lambda: Competence(fraction=0.2, initial=0.0, rounds_to_full=2), "initial=0.0"),
+        (lambda: Competence(fraction=0.2, initial=0.5, rounds_to_full=0), "rounds_to_full=0"),
+        (lambda: SelfPaced(threshold_nats=-1.0), "threshold_nats=-1.0"),
+        (lambda: SelfPaced(threshold_nats=1.0, growth=0.5), "growth=0.5"),
+        (lambda: TwoStage(fraction=0.2, medium_rounds=0), "medium_rounds=0"),
+        (lambda: TwoStage(fraction=0.2, medium_rounds=1, medium=1.5), "medium=1.5"),
+        (lambda: UniformFloor(policy=Uniform(), epsilon=0.5), "selects the whole pool"),
+        (
+            lambda: UniformFloor(policy=RoundWiseUniform(fraction=0.1), epsilon=0.5),
+            "explores by itself",
+        ),
+        (lambda: UniformFloor(policy=Ucb1(fraction=0.1), epsilon=0.5), "explores by itself"),
+        (lambda: Mixture(policy=Uniform()), "selects the whole pool"),
+        (lambda: Mixture(policy=Ucb1(fraction=0.1)), "divides the rounds by itself"),
+        (lambda: Mixture(policy=TopFraction(fraction=0.1), rate=0.0), "rate=0.0"),
+        (lambda: Ucb1(fraction=0.1, arms=1), "arms=1"),
+        (lambda: Ucb1(fraction=0.1, arms=5, slots=4), "slots=4"),
+        (lambda: curriculum(Ucb1(fraction=0.1), rescore_fraction=1.0), "scores are taken once"),
+    ],
+)
+def test_an_impossible_setting_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_draws_are_frozen():

@@ -34,7 +34,12 @@ class TeacherForcedLoss:
         """Give the mean loss of each row in nats; NaN where a row has no trained target."""
         del key_B, stop_ids
         (batch,) = batches
-        logprob_BT, _ = token_statistics(model.apply(params, batch), batch.targets_BT)
-        weights_BT = batch.weights_BT
-        loss_BT = jnp.where(weights_BT > 0, -logprob_BT * weights_BT, 0.0)
-        return jnp.sum(loss_BT, axis=1) / jnp.sum(weights_BT, axis=1)
+        return mean_loss(model, params, batch)
+
+
+def mean_loss(model: Model, params: Tree, batch: Batch) -> jax.Array:
+    """Give each row's mean loss over its trained targets, in nats; NaN where it has none."""
+    logprob_BT, _ = token_statistics(model.apply(params, batch), batch.targets_BT)
+    weights_BT = batch.weights_BT
+    loss_BT = jnp.where(weights_BT > 0, -logprob_BT * weights_BT, 0.0)
+    return jnp.sum(loss_BT, axis=1) / jnp.sum(weights_BT, axis=1)
