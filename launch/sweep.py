@@ -19,7 +19,7 @@ from research.core.processes import told_by_first
 from research.experiment import Experiment
 from research.sweep.agenda import Agenda, Judge, Task, Verdict
 from research.sweep.halving import Halving
-from research.sweep.plan import Arm, Arms, Search, Sweep, is_maximised, key_of
+from research.sweep.plan import Arm, Arms, Search, Sweep, by_seed, is_maximised, key_of
 from research.sweep.standing import described_in, mark_hopeless, stand
 from research.train.provenance import is_finished
 
@@ -99,11 +99,11 @@ class Scheduler:
     @property
     def runs(self) -> list[Experiment]:
         """All runs that are known so far."""
-        return [run for batch in self.batches for arm in batch for run in arm.runs]
+        return [run for _, run, _ in self.rows()]
 
     def rows(self) -> list[tuple[Arm, Experiment, Path]]:
         """All runs that are known so far, with their arms and folders."""
-        found = [(arm, run) for batch in list(self.batches) for arm in batch for run in arm.runs]
+        found = [each for batch in list(self.batches) for each in by_seed(batch)]
         return [(arm, run, self._folder / key_of(run)) for arm, run in found]
 
     def conclude(self) -> None:
@@ -114,9 +114,9 @@ class Scheduler:
         """
         self._say_best(self._look())
         stopped = {
-            self._folder / key_of(run): self._why(self._folder / key_of(run))
-            for run in self.runs
-            if self._stopped(self._folder / key_of(run))
+            workdir: self._stops.get(workdir) or stand(workdir).why
+            for _, _, workdir in self.rows()
+            if self._stopped(workdir)
         }
         if stopped:
             lines = "\n  ".join(f"{workdir}: {why}" for workdir, why in stopped.items())
@@ -145,7 +145,7 @@ class Scheduler:
         """Take in a batch, with what is known of its runs before this command does anything."""
         self.batches.append(batch)
         keys = [key_of(run) for run in self.runs]
-        for run in (run for arm in batch for run in arm.runs):
+        for _, run in by_seed(batch):
             workdir = self._folder / key_of(run)
             self._before[workdir] = stand(workdir).start
             if self._finished(run, workdir):
@@ -163,9 +163,6 @@ class Scheduler:
             return True
         found = stand(workdir)
         return found.state == "stopped" and found.start != self._before.get(workdir, "")
-
-    def _why(self, workdir: Path) -> str:
-        return self._stops.get(workdir) or stand(workdir).why
 
     def _held(self, name: str) -> Any:
         """Give what experiment was begun in an arm's folder, if any was."""
@@ -191,15 +188,15 @@ class Scheduler:
             )
 
     def _say_best(self, agenda: Agenda) -> None:
-        values = {each.arm: each.value for each in agenda.told if each.value is not None}
-        if not values:
-            return
-        pick = max if is_maximised(self._sweep) else min
-        best = pick(values, key=lambda arm: values[arm])
-        self._say(
-            f"best of {len(agenda.told)}: {best.name}{f' ({best.says})' if best.says else ''}: "
-            f"{self._sweep.metric} {values[best]:.4g}"
-        )
+        sign = 1.0 if is_maximised(self._sweep) else -1.0
+        found = [(sign * each.value, each.arm) for each in agenda.told if each.value is not None]
+        if found:
+            value, arm = max(found, key=lambda each: each[0])
+            says = f" ({arm.says})" if arm.says else ""
+            self._say(
+                f"best of {len(agenda.told)}: {arm.name}{says}: {self._sweep.metric} "
+                f"{sign * value:.4g}"
+            )
 
 
 def run_sweep(

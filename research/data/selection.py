@@ -181,6 +181,51 @@ class Split:
         return _subset(rows, kept, note)
 
 
+@part
+class Fold:
+    """A source without one of its folds, or that fold alone; a row's field decides where it is.
+
+    Law: every value is held out in exactly one of the folds.
+
+    Attributes:
+      fold: which one, from 0.
+      folds: of how many.
+      held_out: the fold alone; False: all the others.
+      salt: another text gives other folds.
+    """
+
+    source: Source
+    by: str
+    fold: int
+    folds: int
+    held_out: bool = False
+    salt: str = ""
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            (bool(self.by), "by is empty; name the field that decides a row's fold"),
+            (self.folds > 1, f"folds={self.folds} must be at least 2"),
+            (0 <= self.fold < self.folds, f"fold={self.fold} is none of {self.folds}, from 0"),
+        )
+
+    def open(self) -> Opened:
+        """Read the source once and keep the rows of the fold, or of the others."""
+        rows = self.source.open()
+        values = [_value(rows, index, self.by) for index in range(len(rows))]
+        kept = [
+            index
+            for index, value in enumerate(values)
+            if value is None or (self._fold_of(value) == self.fold) == self.held_out
+        ]
+        side = f"fold {self.fold}" if self.held_out else f"all but fold {self.fold}"
+        note = f"{len(kept)} of {len(rows)} rows are {side} of {self.folds} by {self.by!r}"
+        return _subset(rows, kept, note)
+
+    def _fold_of(self, value: str) -> int:
+        return min(int(share(self.salt, value) * self.folds), self.folds - 1)
+
+
 def share(salt: str, value: str) -> float:
     """Give the place of a value in [0, 1): the first 52 bits of sha256(salt:value)."""
     digest = hashlib.sha256(f"{salt}:{value}".encode()).digest()

@@ -129,6 +129,11 @@ class Run:
         return tuple(_round(path) for path in sorted((self.path / "rounds").glob("[0-9]*.npz")))
 
     @functools.cached_property
+    def pool(self) -> Mapping[int, Line]:
+        """The pool's examples by index: "id", "tokens" and what was kept of their text."""
+        return {line["index"]: line for line in _lines(self.path / "pool.jsonl")[0]}
+
+    @functools.cached_property
     def losses(self) -> tuple[Line, ...]:
         """The losses of single examples, for the updates for which they were recorded."""
         return tuple(_lines(self.path / "losses.jsonl")[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from research.experiment import Experiment
 from research.sweep.halving import mean
-from research.sweep.plan import Arm, Sweep, Told, is_maximised, key_of
+from research.sweep.plan import Arm, Sweep, Told, by_seed, is_maximised, key_of
 from research.sweep.standing import value_at
 
 
@@ -99,8 +99,7 @@ class Judge:
         for rung, fraction in enumerate((*self._fractions, 1.0)):
             coming = [
                 Task(arm=arm, run=run, workdir=self.workdir(run), until=fraction)
-                for arm in alive
-                for run in arm.runs
+                for arm, run in by_seed(alive)
                 if not self._there(run, fraction) and not self._stopped(self.workdir(run))
             ]
             if coming:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from research.core.parts import vary
@@ -67,6 +67,12 @@ class Sweep(Protocol):
     def vary(self, change: Callable[[Experiment], Experiment]) -> Sweep:
         """Derive a sweep of changed experiments."""
         ...
+
+
+def by_seed(arms: Iterable[Arm]) -> list[tuple[Arm, Experiment]]:
+    """List the runs of arms, the first seed of each arm first: what can be compared soon."""
+    ranked = [(rank, arm, run) for arm in arms for rank, run in enumerate(arm.runs)]
+    return [(arm, run) for _, arm, run in sorted(ranked, key=lambda each: each[0])]
 
 
 def is_maximised(sweep: Sweep) -> bool:

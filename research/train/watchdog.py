@@ -100,6 +100,29 @@ def write(file: Path, pulse: Mapping[str, Any]) -> None:
     draft.replace(file)
 
 
+def create(file: Path, pulse: Mapping[str, Any]) -> bool:
+    """Write a pulse where there is none yet, whole from the first moment on; say whether it is new.
+
+    A file that is created and then written is empty for a while, in which another process would
+    take it for one that a dead process left.
+    """
+    draft = file.with_name(f".{file.name}.{os.getpid()}.{pulse['start']}.draft")
+    draft.write_text(json.dumps(pulse))
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links, such as Cloud Storage FUSE
+        try:
+            with file.open("x") as new:
+                new.write(json.dumps(pulse))
+        except FileExistsError:
+            return False
+    finally:
+        draft.unlink()
+    return True
+
+
 def myself(index: int, start: str) -> dict[str, Any]:
     """Say who this process is, so that others on its machine can tell whether it still is."""
     return {
@@ -154,12 +177,9 @@ def claim(workdir: Path, patience: Patience, say: Say) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     file, start = file_of(folder, 0), secrets.token_hex(8)
     mine = myself(0, start) | {"beat": 0, "beat_s": patience.beat_s}
-    try:
-        with file.open("x") as new:
-            new.write(json.dumps(mine))
+    if create(file, mine):
         return start
-    except FileExistsError:
-        _refuse_if_held(workdir, file, say)
+    _refuse_if_held(workdir, file, say)
     write(file, mine)
     time.sleep(SETTLE_S)
     if read(file).get("start") != start:
