@@ -219,7 +219,7 @@ def _direction(
     """Add up what all guide rows say."""
     totals = []
     for ids, bucket in batches_of(guide.longest, np.arange(len(guide.longest)), rows, None):
-        (batch,) = place.put_rows(rows, functools.partial(_lay_out, guide, ids, bucket))
+        (batch,) = place.put_rows(rows, functools.partial(_lay_out, guide, ids, bucket, 0))
         totals.append(_direction_of(estimator, model, params, batch))
     return functools.reduce(Total.__add__, totals)
 
