@@ -19,8 +19,13 @@ from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
 from research.curriculum.policies.top_fraction import TopFraction
 from research.curriculum.policies.uniform import Uniform
 from research.curriculum.state import from_arrays
+from research.data.pool import Data
+from research.data.sources import Jsonl
+from research.huggingface.pretrained import Pretrained
 
 SIZE = 23  # a prime pool
+OTHER = Pretrained(folder="another")
+GUIDE = Data(sources=(Jsonl(path="never-opened.jsonl"),))
 PRESETS = {
     "edco": curricula.edco(),
     "edco_release": curricula.edco_release(),
@@ -33,6 +38,23 @@ PRESETS = {
     "static_perplexity": curricula.static_perplexity(),
     "shortest_first": curricula.shortest_first(),
     "free_loss": curricula.free_loss(),
+    "first_token": curricula.first_token(),
+    "option_letters": curricula.option_letters(),
+    "ifd": curricula.ifd(),
+    "excess_loss": curricula.excess_loss(OTHER),
+    "rho_loss": curricula.rho_loss(OTHER),
+    "edco_by": curricula.edco_by(OTHER),
+    "uncertain_but_learnable": curricula.uncertain_but_learnable(),
+    "less": curricula.less(GUIDE),
+    "deft": curricula.deft(GUIDE, OTHER),
+    "window": curricula.window(),
+    "softmax_loss": curricula.softmax_loss(),
+    "edco_with_floor": curricula.edco_with_floor(),
+    "competence": curricula.competence(),
+    "self_paced": curricula.self_paced(threshold_nats=6.5),
+    "medium_then_hard": curricula.medium_then_hard(),
+    "given_order": curricula.given_order(field="level"),
+    "bandit": curricula.bandit(),
 }
 
 
@@ -40,7 +62,8 @@ def scored(curriculum, state, round_, seed=0):
     """Give every id that is asked for a score that depends on id and round."""
     ids = curriculum.ids_to_score(state, round_, seed)
     scores = np.float32([(id_ * 7 + round_ * 3) % 11 for id_ in ids])
-    return curriculum.rescore(state, ids, scores, round_, flops=5.0 * len(ids))
+    signals = scores + 5 * np.arange(len(curriculum.measured))[:, None]
+    return curriculum.rescore(state, ids, signals, round_, flops=5.0 * len(ids))
 
 
 def opened(curriculum, rounds=1, size=SIZE, seed=0, per_round=0):
