@@ -1,7 +1,7 @@
 """Public question sets in the files that their authors publish, read as multiple-choice rows.
 
-Every row has `id`, `question`, `options` (a list) and `answer` (0-based), and what else the set
-says of a question: its grade, subject, category or context.
+Every row has `id`, `question`, `options` (a list), `answer` (0-based) and `answer_text`, and what
+else the set says of a question: its grade, subject, category or context.
 """
 
 from __future__ import annotations
@@ -296,7 +296,8 @@ def _row(id: str, question: Any, options: Sequence[Any], answer: int) -> dict[st
         raise RowError("bad answer", f"answer {answer} of {len(options)} options")
     shown = [str(option) for option in options]
     asked = str(question).strip()
-    return {"id": id, "question": asked, "options": shown, "answer": answer}
+    text = {"answer": answer, "answer_text": shown[answer]}
+    return {"id": id, "question": asked, "options": shown, **text}
 
 
 def _position(number: Any, first: int) -> int:

@@ -1,0 +1,173 @@
+"""The comparison around EDCO: a control for a small base, the authors' settings, and the arms.
+
+Every function takes the folder of the assets, `experiments/assets`, and reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from configs import curricula, domains
+from research.checkpoint import Checkpoints
+from research.clock import Clock
+from research.core.parts import vary
+from research.core.protocols import Source
+from research.curriculum.curriculum import Curriculum
+from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
+from research.data.pool import Data
+from research.data.rows import Rendering
+from research.data.selection import Split
+from research.data.sources import Jsonl
+from research.evaluate.choice import MultipleChoice
+from research.experiment import Experiment
+from research.huggingface.pretrained import Pretrained
+from research.models.compute import Compute
+from research.objectives.cross_entropy import CrossEntropy
+from research.optimizers.adamw import AdamW
+from research.optimizers.schedules import Linear
+from research.tuning.full import Full
+
+SEEDS = 5
+SMALL_ROUNDS, RELEASED_ROUNDS = 4, 8
+# A quarter of the questions: of the pool's share, what a laptop scores and learns in minutes.
+SMALL_POOL = (0.30, 0.55)
+SMALL_STEPS = 46 * SMALL_ROUNDS  # 46 a round: once through a quarter of the pool, 16 questions each
+RELEASED_STEPS = 218 * RELEASED_ROUNDS
+
+
+def questions(assets: str, fraction: tuple[float, float]) -> Source:
+    """Give some of O-RAN's questions, cut by their hash."""
+    source = Jsonl(path=f"{assets}/oran_bench/train.jsonl.gz")
+    return Split(source=source, by="question", fraction=fraction, salt=domains.SALT)
+
+
+def only_asked(assets: str) -> tuple[Source, ...]:
+    """Give the 2,080 questions that no run is trained on."""
+    dev = Jsonl(path=f"{assets}/oran_bench/dev.jsonl.gz")
+    return questions(assets, domains.PARTS["test"]), dev
+
+
+def closed_book(*sources: Source, rows: int) -> Data:
+    """Give rows of one example each: every arm then sees equally many examples a step."""
+    rendering = Rendering(template=False)
+    return Data(
+        sources=sources,
+        rows=rows,
+        row_tokens=128,
+        rendering=rendering,
+        pack=False,
+        truncate=True,
+    )
+
+
+def small(assets: str, pool: Source | None = None) -> Experiment:
+    """Give the control arm for the small base: plain random order, closed-book.
+
+    Args:
+      pool: rows of question and answer_text; None: a quarter of O-RAN's questions.
+    """
+    source = questions(assets, SMALL_POOL) if pool is None else pool
+    asked = closed_book(*map(domains.cloze, only_asked(assets)), rows=64)
+    return Experiment(
+        name="random",
+        model=Pretrained(folder=f"{assets}/edco_base"),
+        data=closed_book(domains.closed_book(source), rows=16),
+        tuning=Full(),
+        objective=CrossEntropy(),
+        optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1),
+        schedule=Linear(peak_lr=3e-4, warmup_fraction=0.05, final_fraction=0.05),
+        schedule_spans_round=True,
+        curriculum=curricula.random(),
+        clock=Clock(
+            steps=SMALL_STEPS,
+            cycle_steps=SMALL_STEPS // SMALL_ROUNDS,
+            save_every=0,
+            evaluate_every=0,
+        ),
+        evaluators=(
+            MultipleChoice(
+                name="oran",
+                data=asked,
+                by=("text",),
+                cloze=" {option}",
+                slice_by=("difficulty",),
+            ),
+        ),
+        max_leaked_fraction=1.0,
+        checkpoints=Checkpoints(keep_last=1),
+    )
+
+
+def released(assets: str, hub: str) -> Experiment:
+    """Give the control arm with the authors' settings for SFT, on their models.
+
+    Source: released code of EDCO, arXiv 2601.03725: pool 7,000, 8 rounds of 218 steps, batch 8,
+      learning rate 2.5e-6 to 1.25e-7, fresh optimiser and schedule every round. Letters for
+      answers and the test set are ours.
+    """
+    rendering = Rendering(answer="letter_and_text", shuffle_options=0)
+    shape = {"row_tokens": 1024, "rendering": rendering, "pack": False}
+    pool = questions(assets, domains.PARTS["pool"])
+    asked = Data(sources=only_asked(assets), rows=32, **shape)
+    clock = Clock(steps=RELEASED_STEPS, cycle_steps=109, save_every=2, evaluate_every=0)
+    letters = MultipleChoice(name="oran", data=asked, by=("letter",), slice_by=("difficulty",))
+    return vary(
+        small(assets),
+        {
+            "model": Pretrained(folder=hub),
+            "data": Data(sources=(pool,), rows=8, **shape),
+            "schedule": Linear(peak_lr=2.5e-6, final_fraction=0.05),
+            "clock": clock,
+            "compute": Compute(dtype="bfloat16", remat="full"),
+            "evaluators": (letters,),
+        },
+    )
+
+
+def small_edco(**settings) -> Curriculum:
+    """Give EDCO as the small base is trained with it."""
+    shape = {"fraction": 0.25, "rounds": SMALL_ROUNDS, "prefix_tokens": 32, "instruction": ""}
+    return curricula.edco(**(shape | settings))
+
+
+def measured(edco: Curriculum) -> Curriculum:
+    """Give EDCO's fair control, scored like EDCO but for the record alone."""
+    return vary(edco, {"policy": RoundWiseUniform(fraction=edco.policy.fraction)})
+
+
+def small_arms() -> dict[str, Curriculum]:
+    """Give every arm for the small base, the controls first."""
+    return arms(rounds=SMALL_ROUNDS, prefix_tokens=32, instruction="")
+
+
+def released_arms() -> dict[str, Curriculum]:
+    """Give every arm with the authors' rounds and a request for a quick answer."""
+    return arms(rounds=RELEASED_ROUNDS, prefix_tokens=64, instruction=curricula.QUICK_ANSWER)
+
+
+def arms(*, rounds: int, prefix_tokens: int, instruction: str) -> dict[str, Curriculum]:
+    """Give the arms of E1 by name."""
+    shape = {"fraction": 0.25, "rounds": rounds}
+    scored = shape | {"prefix_tokens": prefix_tokens, "instruction": instruction}
+    edco = curricula.edco(**scored)
+    return {
+        "random": curricula.random(),
+        "round-wise random": measured(edco),
+        "EDCO": edco,
+        "EDCO release": curricula.edco_release(**shape),
+        "static EDCO": curricula.static_edco(**scored),
+        "bottom": curricula.easiest(**scored),
+        "static perplexity": curricula.static_perplexity(),
+        "length": curricula.shortest_first(),
+        "dynamic loss": curricula.dynamic_loss(**shape),
+        "dynamic entropy": curricula.dynamic_entropy(**shape),
+    }
+
+
+def compare(
+    control: Experiment, curriculums: Mapping[str, Curriculum], seeds: int = SEEDS
+) -> Iterator[Experiment]:
+    """Yield each arm at each seed; arms that share a seed share the order of chance."""
+    for seed in range(seeds):
+        for name, curriculum in curriculums.items():
+            yield vary(control, {"name": name, "seed": seed, "curriculum": curriculum})

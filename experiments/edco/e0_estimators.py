@@ -1,0 +1,133 @@
+"""E0: which score does a short prefix give, and what does it cost, before anything is trained?
+
+Question: EDCO scores a row by the first L tokens of an answer, and claims 83.5 % less time than the
+  whole answer at a ranking that is as good. How much of the selected quarter stays the same,
+  against what a second scoring with other draws leaves the same (the ceiling)?
+Method: Two rounds of two steps at a learning rate that moves nothing: scores of round 0 and round 1
+  are a test and a retest of the same model, and the second scoring is timed without compilation.
+  Greedy and sampled paths (T = 1) at L = 1 to 128, with and without a request for a quick answer,
+  beside every estimator that the other experiments use. `e0_table.py` reads the run directories.
+Expectation: overlap grows with L and stops well below the ceiling for L = 1; short answers end long
+  before 128 tokens, so the saving is smaller than the paper's.
+Command: maktab sweep experiments/edco/e0_estimators.py --workdir runs/e0 &&
+  python experiments/edco/e0_table.py runs/e0
+Result: not run yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from configs import curricula, domains
+from research.checkpoint import Checkpoints
+from research.clock import Clock
+from research.core.parts import vary
+from research.core.protocols import Estimator
+from research.curriculum.estimators.edco_release import EdcoRelease
+from research.curriculum.estimators.first_token_entropy import FirstTokenEntropy
+from research.curriculum.estimators.ifd import Ifd
+from research.curriculum.estimators.length import Length
+from research.curriculum.estimators.prefix_entropy import PrefixEntropy
+from research.curriculum.estimators.teacher_forced_entropy import TeacherForcedEntropy
+from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
+from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
+from research.data.pool import Data
+from research.data.rows import Rendering
+from research.data.selection import Split
+from research.data.sources import Jsonl
+from research.experiment import Experiment
+from research.huggingface.pretrained import Pretrained
+from research.objectives.cross_entropy import CrossEntropy
+from research.optimizers.adamw import AdamW
+from research.optimizers.schedules import Constant
+from research.tuning.full import Full
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+LENGTHS = (1, 4, 8, 16, 32, 50, 64, 128)
+FULL = 256  # tokens of a whole answer; what goes on longer is cut there
+BATCHES = (1, 32, 256)
+QUICK = "Answer briefly, in at most three sentences."
+STILL = 1e-12  # a learning rate that changes no float32 weight of size one
+
+
+def get_config() -> Experiment:
+    """Give a run that scores 745 questions twice and learns nothing."""
+    source = Jsonl(path=str(ASSETS / "oran_bench" / "train.jsonl.gz"))
+    low, _ = domains.PARTS["pool"]
+    rows = Split(source=source, by="question", fraction=(low, low + 0.0625), salt=domains.SALT)
+    return Experiment(
+        name="teacher-forced loss",
+        model=Pretrained(folder=str(ASSETS / "edco_base")),
+        data=Data(
+            sources=(domains.closed_book(rows),),
+            rows=8,
+            row_tokens=128,
+            rendering=Rendering(template=False),
+            pack=False,
+            truncate=True,
+        ),
+        tuning=Full(),
+        objective=CrossEntropy(),
+        optimizer=AdamW(),
+        schedule=Constant(peak_lr=STILL),
+        curriculum=scored_by(TeacherForcedLoss()),
+        clock=Clock(steps=2, cycle_steps=1, save_every=0, evaluate_every=0),
+        checkpoints=Checkpoints(keep_last=1),
+    )
+
+
+def scored_by(estimator: Estimator) -> curricula.Curriculum:
+    """Measure an estimator for the record, in two rounds."""
+    policy = RoundWiseUniform(fraction=0.25)
+    return curricula.round_wise(estimator, policy, rounds=2, reset_optimizer_each_round=False)
+
+
+def estimators() -> Mapping[str, Estimator]:
+    """Give what is compared, by name; the whole answer, sampled, is what the others approximate."""
+    prefixes = {
+        f"{'quick, ' if quick else ''}{'greedy' if t is None else 'sampled'}, L={length}": (
+            PrefixEntropy(
+                prefix_tokens=length,
+                temperature=t,
+                instruction=QUICK if quick else "",
+                template=False,
+            )
+        )
+        for quick in (False, True)
+        for t in (None, 1.0)
+        for length in (*LENGTHS, FULL)
+    }
+    others = {
+        "sampled, L=64, summed": PrefixEntropy(
+            prefix_tokens=64, temperature=1.0, template=False, reduction="sum"
+        ),
+        "release": EdcoRelease(),
+        "first token": FirstTokenEntropy(template=False),
+        "teacher-forced entropy": TeacherForcedEntropy(),
+        "teacher-forced loss": TeacherForcedLoss(),
+        "IFD": Ifd(),
+        "length": Length(),
+    }
+    return prefixes | others
+
+
+def sweep() -> Iterator[Experiment]:
+    """Yield a run for each estimator, 32 rows at once."""
+    for name, estimator in estimators().items():
+        yield vary(get_config(), {"name": name, "curriculum": scored_by(estimator)})
+
+
+def timing() -> Iterator[Experiment]:
+    """Yield prefill alone, a prefix and a whole answer at several batches."""
+    for rows in BATCHES:
+        for length in (1, 64, FULL):
+            estimator = PrefixEntropy(prefix_tokens=length, temperature=1.0, template=False)
+            yield vary(
+                get_config(),
+                {
+                    "name": f"L={length}, batch {rows}",
+                    "curriculum": scored_by(estimator),
+                    "compute.scoring_rows": rows,
+                },
+            )

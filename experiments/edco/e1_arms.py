@@ -1,0 +1,57 @@
+"""E1: does training on what the model is unsure of beat random order, at equal steps and compute?
+
+Question: EDCO (arXiv 2601.03725) reports gains over random order and over perplexity curricula on
+  test sets of 230 questions. Do they hold against the fair control, round-wise random with the
+  same optimiser resets, over five seeds and two thousand questions?
+Method: Questions about O-RAN specifications, asked closed-book; a quarter of them is the pool,
+  2,080 others the test. Every arm makes the same number of steps on a base model that has seen
+  another third (`base.py`); the arms of `equal_compute` pay for their scoring in steps. Accuracy:
+  the share of questions whose right option is likeliest per byte of its text.
+Expectation: the order matters less than the seed; EDCO costs more than it gains.
+Command: maktab sweep experiments/edco/e1_arms.py --jobs 2
+  On an accelerator: --generator qwen3, or --generator llama, with the authors' settings.
+Result: not run yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from configs import edco
+from research.core.parts import vary
+from research.curriculum.budget import EqualCompute
+from research.experiment import Experiment
+
+ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
+
+
+def get_config() -> Experiment:
+    """Give the control arm: plain random order."""
+    return edco.small(ASSETS)
+
+
+def sweep() -> Iterator[Experiment]:
+    """Yield every arm at every seed, at equal steps, for the small base."""
+    yield from edco.compare(get_config(), edco.small_arms())
+
+
+def equal_compute() -> Iterator[Experiment]:
+    """Yield the arms that score, with the steps that their scoring leaves of the control's."""
+    paying = {
+        f"{name}, equal compute": vary(arm, {"budget": EqualCompute()})
+        for name, arm in edco.small_arms().items()
+        if arm.policy.uses_scores and name != "length"
+    }
+    yield from edco.compare(get_config(), paying)
+
+
+def qwen3() -> Iterator[Experiment]:
+    """Yield the arms on Qwen3-4B with the authors' settings."""
+    yield from edco.compare(edco.released(ASSETS, "Qwen/Qwen3-4B"), edco.released_arms())
+
+
+def llama() -> Iterator[Experiment]:
+    """Yield the arms on Llama-3.2-3B with the authors' settings."""
+    hub = "meta-llama/Llama-3.2-3B-Instruct"
+    yield from edco.compare(edco.released(ASSETS, hub), edco.released_arms())

@@ -1,0 +1,152 @@
+"""Orderings that disagree: which one wins, when?
+
+Question: The literature disagrees: hard first (EDCO), medium and then very hard (GLM-4.5), easy
+  first by competence (Platanios), general before specific (DAPT then TAPT), simple formats before
+  rich ones (Pre-Act). Which order of the same examples gives the best model, and does it depend on
+  the task, on how hard its hard part is, and on what the model knew before?
+Method: Three tasks whose rows say how hard they are: sums by the length of their carry, look-ups by
+  their hops, O-RAN questions by their grade. Every order makes the same steps, from three
+  checkpoints of the small base (`experiments/edco/base.py`).
+  "Simple then rich" is look-ups of few letters before look-ups of many; it stands for Pre-Act and,
+  as general before specific, for DAPT and TAPT. `ordering_map.py` draws who wins where.
+Expectation: random order is hard to beat where the model can already do the task; easy first helps
+  where it cannot, and only in the parts that build on one another.
+Command: maktab sweep experiments/ordering.py --jobs 2 --workdir runs/ordering &&
+  python experiments/ordering_map.py runs/ordering
+Result: not run yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from configs import curricula, domains, edco
+from research.clock import Clock
+from research.core.parts import vary
+from research.core.protocols import Evaluator, Source
+from research.curriculum.curriculum import Curriculum
+from research.curriculum.estimators.given import Given
+from research.curriculum.policies.competence import Competence
+from research.curriculum.policies.sorted_pool import Sorted
+from research.curriculum.policies.two_stage import TwoStage
+from research.data.selection import Split
+from research.data.synthetic import Addition, Lookup
+from research.evaluate.generation import ExactMatch
+from research.experiment import Experiment
+from research.huggingface.pretrained import Pretrained
+
+ASSETS = str(Path(__file__).resolve().parent / "assets")
+SEEDS, STEPS, ROUNDS = 3, 240, 6
+POOL = STEPS * 16  # one pass: an order then decides when a row comes, not whether
+TEST = 300
+# What the model knew before: little, some, all that the base ever learns.
+STARTS = {
+    "early": "runs/edco-base-early",
+    "middle": "runs/edco-base-middle",
+    "late": f"{ASSETS}/edco_base",
+}
+GRADES = Given(levels=("E", "M", "H"))
+DIAL = Given()
+
+
+def get_config() -> Experiment:
+    """Give random order on sums, from the base as it ships."""
+    return experiment("addition", "late")
+
+
+def tasks() -> dict[str, tuple[Source, Evaluator, Given]]:
+    """Give each task's pool, its test and its dial."""
+    sums, hops = (
+        {"digits": 3},
+        {"letters": 6, "most_hops": 4},
+    )
+    oran = domains.closed_book(
+        Split(
+            source=edco.questions(ASSETS, (0.30, 0.63)),
+            by="question",
+            fraction=(0.0, 1.0),
+            salt="ordering",
+        )
+    )
+    oran_test = edco.small(ASSETS).evaluators[0]
+    return {
+        "addition": (
+            Addition(count=POOL, **sums),
+            exact(Addition(count=TEST, seed=1, **sums)),
+            DIAL,
+        ),
+        "look-up": (
+            Lookup(count=POOL, **hops),
+            exact(Lookup(count=TEST, seed=1, **hops)),
+            DIAL,
+        ),
+        "O-RAN": (oran, oran_test, GRADES),
+    }
+
+
+def exact(source: Source) -> ExactMatch:
+    """Ask for answers, and compare them whole; by difficulty too."""
+    data = edco.closed_book(source, rows=64)
+    return ExactMatch(name="test", data=data, max_new_tokens=8, slice_by=("difficulty",))
+
+
+def orders(dial: Given) -> dict[str, Curriculum]:
+    """Give the orders; the last sees the middle third of the rows and then the hardest, the others
+    see every row about once."""
+    easy, hard = (curricula.single_run(dial, Sorted(descending=down)) for down in (False, True))
+    by_competence = curricula.round_wise(
+        dial,
+        Competence(fraction=1 / ROUNDS, initial=0.3, rounds_to_full=ROUNDS),
+        rounds=ROUNDS,
+        reset_optimizer_each_round=False,
+        rescore_fraction=0.0,
+    )
+    return {
+        "random": curricula.random(),
+        "easy first": easy,
+        "hard first": hard,
+        "competence": by_competence,
+        "medium, then hard": curricula.round_wise(
+            dial,
+            TwoStage(fraction=1 / 3, medium_rounds=ROUNDS // 2),
+            rounds=ROUNDS,
+            reset_optimizer_each_round=False,
+            rescore_fraction=0.0,
+        ),
+    }
+
+
+def experiment(task: str, start: str) -> Experiment:
+    """Give random order on a task from one of the starts."""
+    pool, test, _ = tasks()[task]
+    return vary(
+        edco.small(ASSETS),
+        {
+            "name": f"{task}, {start}: random",
+            "model": Pretrained(folder=STARTS[start]),
+            "data": edco.closed_book(pool, rows=16),
+            "evaluators": (test,),
+            "schedule.peak_lr": 1e-3,
+            "schedule_spans_round": False,
+            "clock": Clock(steps=STEPS, cycle_steps=40, save_every=0, evaluate_every=0),
+        },
+    )
+
+
+def compare(starts: Mapping[str, str]) -> Iterator[Experiment]:
+    """Yield each order of each task from each start at each seed."""
+    for task, (_, _, dial) in tasks().items():
+        for start in starts:
+            named = {f"{task}, {start}: {name}": arm for name, arm in orders(dial).items()}
+            yield from edco.compare(experiment(task, start), named, SEEDS)
+
+
+def sweep() -> Iterator[Experiment]:
+    """Yield the runs from every start; the first two are checkpoints of the base's own run."""
+    yield from compare(STARTS)
+
+
+def late() -> Iterator[Experiment]:
+    """Yield the runs from the base as it ships."""
+    yield from compare({"late": STARTS["late"]})
