@@ -14,7 +14,6 @@ from launch.processes import ALONE, Group, Notice, held
 from launch.progress import LiveWatch, Watches
 from research.clock import Cycle
 from research.core.processes import done_by_all, is_first, told_by_first
-from research.core.records import State
 from research.data.inspect import overview
 from research.experiment import Experiment
 from research.sweep.halving import rung_step
@@ -40,7 +39,7 @@ def run(
     group: Group = ALONE,
     until: float = 1.0,
     watch: Watch | None = None,
-) -> State | None:
+) -> bool:
     """Prepare, say what will be trained on, and train.
 
     Args:
@@ -49,7 +48,7 @@ def run(
       watch: who looks on; None: bars or lines on the console.
 
     Returns:
-      The last state, or None where it left at `until`.
+      Whether the run came to its end; if not, it left at `until`.
 
     Raises:
       HeldError: another process runs in the work directory.
@@ -81,10 +80,10 @@ def run(
                 except PreemptedError:
                     if rung.preempted:
                         raise
-                    return None
+                    return False
             if is_first():
                 finish(workdir, int(state.learner.step), experiment)
-    return state
+    return True
 
 
 @contextlib.contextmanager

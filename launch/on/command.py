@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-GENERAL = ("experiment", "on", "dry_run", "name", "max_restarts", "python", "with_")
+GENERAL = ("experiment", "on", "dry_run", "each", "name", "max_restarts", "python", "with_")
 # Options end at the experiment: what follows it is for `maktab train` or `maktab sweep`.
 PASSES_ON = {"allow_extra_args": True, "allow_interspersed_args": False}
 LOCAL, TPU, GKE, SLURM = "--on local", "--on tpu-vm", "--on gke", "--on slurm"
@@ -31,6 +31,9 @@ def launch(
     on: Annotated[str, typer.Option(metavar="PLACE", help="local, tpu-vm, gke or slurm.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands and files; create nothing.")
+    ] = False,
+    each: Annotated[
+        bool, typer.Option("--each", help="slurm, gke: every run of a sweep is a job of its own.")
     ] = False,
     name: Annotated[
         str | None, typer.Option(help="What its name begins with.", show_default="FILE")
@@ -102,6 +105,7 @@ def launch(
         interpreter=python,
         max_restarts=max_restarts,
         dry_run=dry_run,
+        each=each,
         say=print,
     )
     if code:

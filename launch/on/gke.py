@@ -134,6 +134,11 @@ class Gke:
         chips = math.prod(int(size) for size in self.topology.split("x"))
         return chips // self.devices_per_node
 
+    @property
+    def stays(self) -> bool:
+        """Kubernetes keeps the job."""
+        return False
+
     def render(self, job: Job) -> Rendering:
         """Upload the launch folder, then create the JobSet."""
         names = ["launch.json", "pod.sh", *job.copied()]

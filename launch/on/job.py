@@ -127,6 +127,7 @@ class Place(Protocol):
 
     `installs` says whether workers make the environment themselves; if not, they share this
     machine's files, and the interpreter here is theirs. `tools` are the programs that are called.
+    `stays` says that `start` returns when the job is over, not when it is queued.
     """
 
     @property
@@ -137,6 +138,9 @@ class Place(Protocol):
 
     @property
     def tools(self) -> tuple[str, ...]: ...
+
+    @property
+    def stays(self) -> bool: ...
 
     def render(self, job: Job) -> Rendering:
         """Spell out what running `job` here comes down to."""

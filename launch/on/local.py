@@ -46,6 +46,11 @@ class Local:
         """None but Python."""
         return ()
 
+    @property
+    def stays(self) -> bool:
+        """The launch is the job's keeper."""
+        return True
+
     def render(self, job: Job) -> Rendering:
         """Verify once, then start a worker a process."""
         program = (str(job.interpreter), f"{job.home}/worker.py")

@@ -123,6 +123,11 @@ class Slurm:
         """How many processes run in all."""
         return self.nodes * (self.devices_per_node or 1)
 
+    @property
+    def stays(self) -> bool:
+        """Slurm keeps the job."""
+        return False
+
     def render(self, job: Job) -> Rendering:
         """One batch script: verify on the first node, a step of all tasks, and what to do then."""
         script = SCRIPT.format(

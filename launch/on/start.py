@@ -17,7 +17,10 @@ from launch.on.local import Local
 from launch.on.slurm import Slurm
 from launch.on.snapshot import checkout_of, left_behind, take
 from launch.on.tpu_vm import TpuVm
+from launch.sweep import known
 from research.core.parts import describe
+from research.experiment import Experiment
+from research.sweep.plan import Search
 
 PLACES: Mapping[str, Any] = {"local": Local, "tpu-vm": TpuVm, "gke": Gke, "slurm": Slurm}
 READ = ("path", "folder", "tokenizer")  # fields of an experiment that name files
@@ -67,6 +70,7 @@ def launch(
     interpreter: str | None,
     max_restarts: int,
     dry_run: bool,
+    each: bool,
     say: Say,
 ) -> int:
     """Check everything that can be checked here, then write the launch folder and run the job.
@@ -74,6 +78,7 @@ def launch(
     Args:
       words: what follows the experiment and the verb, to be passed on.
       parsed: the same, read.
+      each: every run of a sweep is a job of its own.
 
     Raises:
       ValueError: something cannot run, or would be lost; nothing has been created.
@@ -83,15 +88,12 @@ def launch(
     if not here.is_relative_to(checkout):
         raise ValueError(f"{here} is not in {checkout}, the experiment's checkout; launch there")
     check_workdir(parsed["workdir"], place.installs)
-    if verb == "sweep":
-        first = load_sweep(experiment, parsed["set_"], parsed["generator"]).batch((), nothing)
-        found = [run for arm in first for run in arm.runs]
-    else:
-        found = [load_config(experiment, parsed["set_"])]
+    found, needed = runs_of(experiment, verb, parsed)
+    ends = ends_of(place, experiment, verb, parsed) if each else [()]
     snapshot = take(
         checkout,
         also=[experiment],
-        packages=packages,
+        packages=[*packages, *needed],
         jax_extra=place.jax_extra,
         fetched=place.installs and interpreter is None,
     )
@@ -106,15 +108,55 @@ def launch(
         max_restarts=max_restarts,
         place=describe(place),
     )
+    jobs = [dataclasses.replace(job, words=(*job.words, *end)) for end in ends]
+    return max(begin(place, job, dry_run=dry_run, say=say) for job in jobs)
+
+
+def begin(place: Place, job: Job, *, dry_run: bool, say: Say) -> int:
+    """Write the launch folder and run the job, or say how."""
     rendering = place.render(job)
     if dry_run:
         say(rendering.text(job))
         return 0
     require_tools(place.tools)
     write(job, rendering)
+    snapshot = job.snapshot
     state = f"{len(snapshot.changed)} files changed" if snapshot.changed else "unchanged"
     say(f"{job.home}: {len(snapshot.files)} files of {snapshot.commit[:12]}, {state}")
     return place.start(job, say)
+
+
+def runs_of(
+    experiment: Path, verb: str, parsed: Mapping[str, Any]
+) -> tuple[list[Experiment], list[str]]:
+    """Give the experiments that are known beforehand, and packages that finding others takes."""
+    if verb == "train":
+        return [load_config(experiment, parsed["set_"])], []
+    sweep = load_sweep(experiment, parsed["set_"], parsed["generator"])
+    learns = isinstance(sweep, Search) and not sweep.method.knows_all
+    runs = [run for arm in sweep.batch((), nothing) for run in arm.runs]
+    return runs, ["optuna"] if learns else []
+
+
+def ends_of(
+    place: Place, experiment: Path, verb: str, parsed: Mapping[str, Any]
+) -> list[tuple[str, ...]]:
+    """Give what ends the command of each run of a sweep.
+
+    Raises:
+      ValueError: it is no sweep, its runs depend on one another, or the place runs one job at a
+        time.
+    """
+    if verb != "sweep":
+        raise ValueError("--each is for a sweep: maktab launch --on PLACE --each FILE.py sweep")
+    if place.stays:
+        raise ValueError(
+            "--each is for places that queue jobs (slurm, gke); here a launch stays until its job "
+            "is over. Begin one for each run, with `sweep --only NAME/seed-N`, or, on one machine, "
+            "`sweep --jobs N`"
+        )
+    sweep = load_sweep(experiment, parsed["set_"], parsed["generator"])
+    return [("--only", key) for key in known(sweep)]
 
 
 def nothing(_: str) -> None:

@@ -191,6 +191,11 @@ class TpuVm:
         words = ("gcloud", "storage", "cp", *files, f"gs://{self.bucket}/{job.home}/")
         return Command(why="upload what workers verify", words=words)
 
+    @property
+    def stays(self) -> bool:
+        """The launch is the job's keeper."""
+        return True
+
     def render(self, job: Job) -> Rendering:
         """Spell out one start; a start that was preempted begins again after the upload."""
         nodes = self.nodes(job)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from research.core.parts import vary
+from research.core.protocols import Source
 from research.data.pool import Weighted
 from research.data.selection import Fold
 from research.experiment import Experiment
@@ -41,18 +42,20 @@ def kfold(
             "give the evaluator the same sources as the pool, kfold takes them apart"
         )
     for fold in range(folds):
-        rest = Fold(source=sources[0], by=by, fold=fold, folds=folds, salt=salt)
-        held = folded(sources, vary(rest, {"held_out": True}))
+        rest, held = (
+            folded(sources, by=by, fold=fold, folds=folds, salt=salt, held_out=held_out)
+            for held_out in (False, True)
+        )
         changes = {f"evaluators.{index}.data.sources": held for index in tested}
-        changes |= {"seed": folds * experiment.seed + fold}
-        yield vary(experiment, changes | {"data.sources": folded(sources, rest)})
+        changes |= {"seed": folds * experiment.seed + fold, "data.sources": rest}
+        yield vary(experiment, changes)
 
 
-def folded(sources: Sequence[Any], fold: Fold) -> tuple[Any, ...]:
+def folded(sources: Sequence[Source | Weighted], **fold: Any) -> tuple[Source | Weighted, ...]:
     """Take the same fold of each source; weights stay."""
     return tuple(
-        vary(each, {"source": vary(fold, {"source": each.source})})
+        vary(each, {"source": Fold(source=each.source, **fold)})
         if isinstance(each, Weighted)
-        else vary(fold, {"source": each})
+        else Fold(source=each, **fold)
         for each in sources
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -151,10 +152,14 @@ def said(space: Mapping[str, Range], point: Point) -> str:
 
 
 def short(value: Any) -> str:
-    """Say a value shortly: three digits of a number, the type of a part."""
+    """Say a value shortly: three digits of a number, of a part what is not as it is by default."""
     if isinstance(value, float):
         return f"{value:.3g}"
-    return type(value).__name__ if hasattr(value, "__dataclass_fields__") else str(value)
+    if not dataclasses.is_dataclass(value):
+        return str(value)
+    held = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    own = ", ".join(f"{field.name} {short(v)}" for field, v in held if v != field.default)
+    return f"{type(value).__name__}({own})" if own else type(value).__name__
 
 
 def _shares(points: int) -> list[float]:

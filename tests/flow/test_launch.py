@@ -177,6 +177,40 @@ def test_a_dry_run_says_everything_and_creates_nothing(checkout):
     assert sorted(checkout.rglob("*")) == before
 
 
+def with_two_runs(checkout):
+    """Let the sweep of a checkout yield two runs."""
+    file = checkout / EXPERIMENT
+    text = file.read_text().replace(
+        "import Lora\n", "import Lora\nfrom research.core.parts import vary\n"
+    )
+    file.write_text(text + "    yield vary(get_config(), {'seed': 7})\n")
+
+
+def test_each_run_of_a_sweep_may_be_a_job_of_its_own(checkout, tools):
+    with_two_runs(checkout)
+    said = maktab("launch", "--on", "slurm", "--each", EXPERIMENT, "sweep", "--workdir", "runs/x")
+    assert said.code == 0, said.err
+    specs = [json.loads(file.read_text()) for file in checkout.glob("launches/*/launch.json")]
+    ends = sorted(spec["command"][-4:] for spec in specs)
+    assert ends == [["--workdir", "runs/x", "--only", f"plain/seed-{n}"] for n in (0, 7)]
+    assert len({spec["code"] for spec in specs}) == 1
+    assert len(calls(tools)) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--on", "slurm", "--each", EXPERIMENT], "--each is for a sweep"),
+        (["--on", "local", "--each", EXPERIMENT, "sweep"], "here a launch stays until its job"),
+    ],
+)
+def test_each_is_refused_where_it_cannot_be(checkout, words, message):
+    said = maktab("launch", *words)
+    assert said.code == 2
+    assert message in said.err
+    assert not (checkout / "launches").exists()
+
+
 def test_nothing_of_the_environment_is_written(checkout, tools, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     said = maktab("launch", "--on", "slurm", EXPERIMENT)
@@ -658,6 +692,24 @@ def test_slurm_queues_a_preempted_job_again(checkout, tmp_path_factory):
     assert log.endswith("saved\nworker 0, start 2\n")
     assert "worker 0 ended first, with 75" in (home / "job.log").read_text()
     assert (home / "worker-1.log").read_text() == "worker 1, start 1\nworker 1, start 2\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not())
+def test_slurm_runs_each_run_of_a_sweep_as_a_job(checkout, tmp_path_factory):
+    with_two_runs(checkout)
+    plan(checkout, [0, 0])
+    words = ["--on", "slurm", "--each", EXPERIMENT, "sweep"]
+    program = [sys.executable, "-m", "launch", "launch", *words]
+    with slurm.one_node(tmp_path_factory.mktemp("s")) as env:
+        own = {**env, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(program, env=own, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        jobs = [slurm.ended(env, number) for number in (1, 2)]
+    assert all("JobState=COMPLETED" in job for job in jobs)
+    only = sorted(start["words"][-1] for start in starts(checkout / "runs"))
+    assert only == ["plain/seed-0", "plain/seed-7"]
 
 
 @pytest.mark.slow
