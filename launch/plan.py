@@ -74,6 +74,8 @@ def run(
         with console.status(f"compiling for {asked}"):
             made = plan(experiment, asked, programs, watch)
     except DoesNotFit as error:
+        refused = {"topology": str(asked), "experiment": described(experiment), "fits": False}
+        write_json(out, refused | {"refused": str(error)})
         raise DoesNotFit(f"{experiment.name} on {asked}: {error}; {ADVICE}") from error
     console.print(f"{experiment.name} on {asked}, mesh {dict(made.mesh)}", highlight=False)
     for part in (memory_table(made), time_table(made), network_table(made), tensor_table(made)):
@@ -81,10 +83,20 @@ def run(
     for line in (*made.notes, *assumptions(made)):
         console.print(f"- {line}", highlight=False, markup=False)
     verdict(made, console)
+    write_json(out, as_json(made))
+    return made
+
+
+def write_json(out: Path | None, value: Any) -> None:
+    """Write JSON where a file is asked for."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(as_json(made), indent=1) + "\n")
-    return made
+        out.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def described(experiment: Experiment) -> Any:
+    """Give an experiment as JSON values."""
+    return json.loads(json.dumps(describe(experiment), default=str))
 
 
 def run_search(
@@ -332,13 +344,15 @@ def as_json(made: Plan) -> dict[str, Any]:
     )
     for planned, one in zip(made.programs, told["programs"], strict=True):
         one["sent_bytes"] = _named(_sent(planned))
+        for collective in one["compiled"]["collectives"]:
+            collective["group"] = len(collective["group"])
         if planned.time is not None:
             one["time"]["network_s"] = _named(planned.time.network_s)
             one["time"] |= {"step_s": planned.time.step_s, "serial_s": planned.time.serial_s}
             one["time"]["mfu"] = planned.time.mfu(planned.time.step_s)
     return told | {
         "topology": str(made.topology),
-        "experiment": json.loads(json.dumps(describe(made.experiment), default=str)),
+        "experiment": described(made.experiment),
         "fits": made.fits,
     }
 

@@ -1,0 +1,125 @@
+"""Plan the runs of docs/scale.md with `maktab plan`: one JSON each under results/plans/.
+
+`python -m benchmarks.scaling [NAME ...]` plans those whose JSON is not there, or those that are
+named; `python -m benchmarks.scaling_page` writes the tables. TPUs need libtpu and GPUs jax's CUDA
+plugin in the environment that runs it; neither needs the hardware.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+RESULTS = Path("benchmarks/results/plans")
+SCALE = "experiments/scale"
+TRAINING = ("--program", "training")
+TOO_LARGE = 3  # the exit code of a plan that does not fit
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """One call of `maktab plan`.
+
+    Attributes:
+      name: of its JSON.
+      group: the section of the page that shows it.
+      title: what the page calls it.
+      words: what follows the topology on the command line.
+    """
+
+    name: str
+    group: str
+    title: str
+    file: str
+    topology: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What a user would type."""
+        words = [f"'{word}'" if " " in word else word for word in self.words]
+        return " ".join(["maktab plan", self.file, "--topology", self.topology, *words])
+
+
+def fits(name: str, title: str, file: str, topology: str, *words: str) -> Study:
+    """Describe a committed study: all three programs."""
+    return Study(
+        name=name,
+        group="studies",
+        title=title,
+        file=f"{SCALE}/{file}.py",
+        topology=topology,
+        words=words,
+    )
+
+
+def of_training(group: str, name: str, title: str, file: str, topology: str, *sets: str) -> Study:
+    """Describe a plan of the training step alone, with some settings."""
+    words = tuple(word for each in sets for word in ("--set", each))
+    return Study(
+        name=name,
+        group=group,
+        title=title,
+        file=f"{SCALE}/{file}.py",
+        topology=topology,
+        words=(*TRAINING, *words),
+    )
+
+
+STUDIES = (
+    fits("llama-8b-v5e", "Llama 3.1 8B, LoRA, v5e-8", "llama3p1_8b_lora", "v5e-8"),
+    fits("qwen-30b-v5p", "Qwen3 30B-A3B, LoRA, v5p-16 (8 chips)", "qwen3_30b_a3b_lora", "v5p-16"),
+    fits("llama-70b-v5p", "Llama 3.1 70B, full, 64 of v5p", "llama3p1_70b_full", "v5p:4x4x4"),
+    fits(
+        "llama-70b-v6e",
+        "Llama 3.1 70B, full, 256 of v6e",
+        "llama3p1_70b_full",
+        "v6e:16x16",
+        "--set",
+        "data.rows=256",
+        "--set",
+        "compute.scoring_rows=256",
+    ),
+    fits("mixtral-v5p", "Mixtral 8x7B, full, 32 of v5p", "mixtral_8x7b_full", "v5p-64"),
+    fits("deepseek-v5p", "DeepSeek-V3, LoRA, 256 of v5p", "deepseek_v3_lora", "v5p:4x8x8"),
+)
+
+
+def main() -> None:
+    """Plan what is asked for, or what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="Plan these again.")
+    names = parser.parse_args().names
+    known = {study.name: study for study in STUDIES}
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"{unknown}: there are {', '.join(known)}")
+    for study in STUDIES:
+        out = RESULTS / f"{study.name}.json"
+        if study.name in names or not (names or out.exists()):
+            run(study, out)
+
+
+def run(study: Study, out: Path) -> None:
+    """Run one command; what the compiler refuses is a result too."""
+    if not can_compile(study.topology):
+        print(f"{study.name}: passed over, its compiler is not installed", flush=True)
+        return
+    print(f"{study.name}: {study.command}", flush=True)
+    words = [study.file, "--topology", study.topology, *study.words, "--out", str(out)]
+    done = subprocess.run([sys.executable, "-m", "launch", "plan", *words], check=False)
+    if done.returncode not in (0, TOO_LARGE):
+        raise SystemExit(f"{study.name}: exit code {done.returncode}")
+
+
+def can_compile(topology: str) -> bool:
+    """Whether this environment has the compiler for a topology."""
+    gpu = topology.startswith(("a100", "h100", "h200"))
+    return importlib.util.find_spec("jax_cuda13_plugin" if gpu else "libtpu") is not None
+
+
+if __name__ == "__main__":
+    main()
