@@ -465,6 +465,7 @@ def rates(
         **laps,
         "wall_s": sum(laps.values()),
         "together": together,
+        "devices": prepared.place.mesh.size,
         "tokens_per_s": metrics["tokens"] / seconds,
     }
     peak = prepared.peak_flops_per_s
