@@ -23,7 +23,7 @@ AROUND = 6  # lines of a terminal that are not rows of the table
 REFRESH_HZ = 1.0
 # What is left out first where a terminal has too few lines.
 RANKS = ("held", "stopped", "left", "finished", "hopeless", "waiting")
-SAID = {"held": "running", "left": "to go on"}
+SAID = {"held": "running", "left": "to be gone on with"}
 STYLES = {"held": "bold", "finished": "green", "stopped": "red", "hopeless": "dim"}
 
 
@@ -66,7 +66,8 @@ class Board:
         """Say in a line how a run stands that has just been left."""
         found = stand(workdir)
         loss = "" if found.loss_nats is None else f", loss {found.loss_nats:.4f} nats"
-        return f"{found.state} at step {found.step}{loss}, {evaluated(found.evaluation)}"
+        state = SAID.get(found.state, found.state)
+        return f"{state}, step {found.step} of {found.steps}{loss}, {evaluated(found.evaluation)}"
 
     def _render(self) -> Table:
         found = [(arm, run, stand(workdir)) for arm, run, workdir in self._rows()]
