@@ -16,6 +16,8 @@ from pathlib import Path
 
 RESULTS = Path("benchmarks/results/plans")
 SCALE = "experiments/scale"
+LLAMA_8B = "llama3p1_8b_lora"
+ONE_GROUP = "layout.axes=(('data',1),('fsdp',-1))"
 TRAINING = ("--program", "training")
 TOO_LARGE = 3  # the exit code of a plan that does not fit
 
@@ -86,6 +88,47 @@ STUDIES = (
     ),
     fits("mixtral-v5p", "Mixtral 8x7B, full, 32 of v5p", "mixtral_8x7b_full", "v5p-64"),
     fits("deepseek-v5p", "DeepSeek-V3, LoRA, 256 of v5p", "deepseek_v3_lora", "v5p:4x8x8"),
+    *(
+        of_training("weak", f"weak-{n}", f"{n} chips", "llama3p1_8b_full", shape, f"data.rows={n}")
+        for n, shape in ((8, "v5p:2x2x2"), (32, "v5p:2x4x4"), (64, "v5p:4x4x4"), (256, "v5p:4x8x8"))
+    ),
+    *(
+        of_training(
+            "slices",
+            f"slices-{n}",
+            f"{n} slices of 64 v5p",
+            "llama3p1_70b_slices",
+            f"{n}*v5p:4x4x4",
+            f"data.rows={64 * n}",
+            f"layout.axes=(('replica',{n}),('fsdp',-1))",
+        )
+        for n in (2, 4)
+    ),
+    of_training("gpus", "a100-1", "Llama 3.1 8B, LoRA, one A100", LLAMA_8B, "a100:1"),
+    of_training("gpus", "h200-8", "Llama 3.1 8B, LoRA, 8 H200", LLAMA_8B, "h200:8"),
+    of_training(
+        "gpus", "h100-64", "Llama 3.1 70B, full, 64 H100", "llama3p1_70b_full", "h100:64", ONE_GROUP
+    ),
+    of_training("gpus", "h200-16", "Llama 3.1 70B, full, 16 H200", "llama3p1_70b_full", "h200:16"),
+    of_training(
+        "refused",
+        "llama-8b-v5e-all",
+        "8B LoRA, v5e-8, all activations kept",
+        LLAMA_8B,
+        "v5e-8",
+        "compute.remat=none",
+    ),
+    Study(
+        name="search",
+        group="search",
+        title="Llama 3.1 8B, LoRA",
+        file=f"{SCALE}/{LLAMA_8B}.py",
+        topology="h200:8",
+        words=(
+            *("--search", "--try-layout", "fsdp", "--try-layout", "tensor 2"),
+            *("--try-remat", "full", "--try-remat", "dots", "--try-remat", "none"),
+        ),
+    ),
 )
 
 

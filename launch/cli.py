@@ -254,7 +254,7 @@ def plan(
 
     config = load_config(experiment, set_)
     if search:
-        run_search(config, topology, try_layout, try_remat, try_rows, console)
+        run_search(config, topology, try_layout, try_remat, try_rows, out, console)
     elif not run(config, topology, program or PROGRAMS, out, console).fits:
         raise typer.Exit(3)
 

@@ -105,9 +105,10 @@ def run_search(
     names: Sequence[str],
     policies: Sequence[str],
     rows: Sequence[int],
+    out: Path | None,
     console: Console,
 ) -> list[Trial]:
-    """Try settings and print what fits, best first.
+    """Try settings and print what fits, best first; with `out`, write it as JSON too.
 
     Raises:
       ValueError: a layout or policy has no such name.
@@ -132,6 +133,7 @@ def run_search(
 
     trials = search(experiment, asked, chosen, policies or list(REMAT_POLICIES), rows, watch)
     console.print(search_table(trials, asked))
+    write_json(out, [trial_as_json(trial) for trial in trials])
     return trials
 
 
@@ -354,6 +356,24 @@ def as_json(made: Plan) -> dict[str, Any]:
         "topology": str(made.topology),
         "experiment": described(made.experiment),
         "fits": made.fits,
+    }
+
+
+def trial_as_json(trial: Trial) -> dict[str, Any]:
+    """Give a trial of a search as JSON values, without its whole plan."""
+    told: dict[str, Any] = {"layout": trial.layout, "remat": trial.remat, "rows": trial.rows}
+    if trial.plan is None:
+        return told | {"fits": False, "reason": trial.reason}
+    time = trial.plan.programs[0].time
+    told |= {"fits": trial.plan.fits, "peak_bytes": trial.plan.peak_bytes}
+    if time is None:
+        return told
+    return told | {
+        "step_s": time.step_s,
+        "serial_s": time.serial_s,
+        "mfu": time.mfu(time.step_s),
+        "tokens_per_s": trial.tokens_per_s,
+        "bound": time.bound,
     }
 
 

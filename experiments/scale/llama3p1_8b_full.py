@@ -1,0 +1,51 @@
+"""Llama 3.1 8B, every weight trained, on ever more chips of v5p at one row a chip.
+
+Question: Does what a chip computes, holds and sends stay as it is from 8 chips to 256?
+Method: weights, gradients and moments in float32, split over all chips; one row of 4,096 tokens a
+  chip; bfloat16 products; layers rematerialised; the training step alone.
+Expectation: FLOPs and what is not a shard stay within 5 %, bytes sent grow as (n - 1) / n.
+Command: maktab plan experiments/scale/llama3p1_8b_full.py --topology v5p:2x2x2 --program training
+  maktab plan ... --topology v5p:4x8x8 --set data.rows=256 (all: python -m benchmarks.scaling)
+Result: docs/scale.md
+"""
+
+from __future__ import annotations
+
+from configs import curricula, layouts, models, optimizers, tunings
+from research.clock import Clock
+from research.data.pool import Data
+from research.data.sources import Jsonl
+from research.experiment import Experiment
+from research.models.compute import Compute
+from research.objectives.cross_entropy import CrossEntropy
+
+ROWS, ROW_TOKENS = 8, 4096
+
+
+def get_config() -> Experiment:
+    """Give the run that is planned; to train it, name weights and data of your own."""
+    return Experiment(
+        name="llama3p1_8b-full",
+        model=models.llama3p1_8b(),
+        data=Data(
+            sources=(Jsonl(path="tokens.jsonl"),),
+            rows=ROWS,
+            row_tokens=ROW_TOKENS,
+            needs_no_text=True,
+        ),
+        tuning=tunings.full(),
+        objective=CrossEntropy(),
+        optimizer=optimizers.adamw_llm(),
+        schedule=optimizers.linear(peak_lr=1e-5),
+        curriculum=curricula.edco(rounds=4, instruction=""),
+        clock=Clock(steps=1000, cycle_steps=25),
+        micro_batches=1,
+        compute=Compute(
+            dtype="bfloat16",
+            param_dtype="float32",
+            remat="full",
+            vocabulary_chunk=512,
+            scoring_rows=64,
+        ),
+        layout=layouts.fsdp(),
+    )
