@@ -71,8 +71,12 @@ def continuous(
             lambda x, rows: flat(drop(by_shard(x), index_ZR, by_shard(rows))), tree, new
         )
 
+    there_ZX = by_shard(jnp.any(prompts.segments_BT > 0, axis=1))
+    last_Z = jnp.max(jnp.where(there_ZX, jnp.arange(own_prompts) + 1, 0), axis=1)
+
     def waiting(flow: Flow) -> Array:
-        return own_prompts - flow.taken_Z
+        """Count the prompts that have no place yet; empty ones behind the last need none."""
+        return last_Z - flow.taken_Z
 
     def wants_rows(flow: Flow) -> Array:
         """Whether as many rows have ended as are to be replaced together."""
@@ -87,7 +91,7 @@ def continuous(
         place_ZR = jnp.argsort(by_shard(rows.open_B), axis=1, stable=True)[:, :count]
         prompt_ZR = flow.taken_Z[:, None] + jnp.arange(count)
         ended_ZR = ~take(rows.open_B, place_ZR).reshape(shards, count)
-        allowed_ZR = ended_ZR & (prompt_ZR < own_prompts)
+        allowed_ZR = ended_ZR & (prompt_ZR < last_Z[:, None])
         allowed_R = allowed_ZR.reshape(-1)
         new = take(prompts, prompt_ZR)
         segments_RT = jnp.where(allowed_R[:, None], new.segments_BT, 0)

@@ -13,14 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from research.core.generation import Decoding
 from research.core.layout import Placement
 from research.core.protocols import Estimator, Tree
 from research.core.records import Batch, Total
 from research.data.batches import single_rows
+from research.data.examples import Example
 from research.models.transformer import Transformer
 from research.score.views import Views, guide_flops, scoring_flops
 
 SMALLEST_BUCKET = 16  # shorter rows are not worth a program of their own
+QUEUED = 16  # batches that one program decodes: its last rows idle for a sixteenth of the time
+ADMISSIONS = 4  # a quarter of the rows has ended when as many prompts are read
+WORTH_SHARING = 0.25  # of the mean prompt: shared tokens are attended to without a fused kernel
 IN_FLIGHT = 2  # batches queued on the devices while the host lays out the next
 
 Watch = Callable[[int, int], None]  # (rows done, rows in all)
@@ -79,7 +84,8 @@ def score_pool(
 
     Rows are sorted by length, the longest first, and cut into batches of one size; each batch is
     padded to a bucket, so there are at most as many programs as buckets, in all rounds together.
-    The last batch is filled up with empty rows.
+    The last batch is filled up with empty rows. Where answers are generated, rows wait in line
+    (`as_it_decodes`), and first tokens that the whole pool shares are read once.
 
     Args:
       params: the tree the model is applied to: adapters joined, dropout off.
@@ -104,6 +110,7 @@ def score_pool(
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
     shards = place.num_row_shards
     rows = -(-rows_per_batch // shards) * shards
+    model, waiting = as_it_decodes(estimator, model, views, rows)
     against = () if guide is None else (_direction(estimator, model, params, guide, place, rows),)
     score_X = np.full(len(views.longest), np.nan, np.float32)
     pending: list[tuple[np.ndarray, Array]] = []
@@ -118,9 +125,9 @@ def score_pool(
             if watch is not None:
                 watch(done, len(ids))
 
-    for batch_ids, bucket in batches_of(views.longest, ids, rows, buckets):
+    for batch_ids, bucket in batches_of(views.longest, ids, waiting, buckets):
         shown = functools.partial(_lay_out, views, batch_ids, bucket, first_id)
-        batches = place.put_rows(rows, shown)
+        batches = place.put_rows(waiting, shown)
         score_B = score_batch(
             estimator, model, place, stop_ids, params, batches, key, round_, against
         )
@@ -141,6 +148,49 @@ def score_pool(
             seconds=time.perf_counter() - start,
         ),
     )
+
+
+def as_it_decodes(
+    estimator: Estimator, model: Transformer, views: Views, rows: int
+) -> tuple[Transformer, int]:
+    """Give (the model as it decodes for an estimator, how many rows it is handed at once).
+
+    An estimator that generates is handed several batches, of which `rows` are in flight: a row that
+    has ended makes room for the next (`Compute.scoring_refill`). Tokens that all prompts begin with
+    are read once if they are a good part of the prompts.
+    """
+    if len(views.examples) != 1 or (estimator.new_tokens or 0) < 2:
+        return model, rows
+    shards, pool = model.place.num_row_shards, len(views.longest)
+    waiting = min(QUEUED, -(-pool // rows)) * rows
+    shared = shared_tokens(views.examples[0])
+    if shared < max(SMALLEST_BUCKET, WORTH_SHARING * float(views.longest.mean())):
+        shared = 0
+    if not model.compute.scoring_refill or waiting == rows:
+        decoding = Decoding(shared_tokens=shared)
+        return dataclasses.replace(model, decoding=decoding), rows
+    admitted = max(1, rows // shards // ADMISSIONS) * shards
+    decoding = Decoding(rows=rows, admitted=admitted, shared_tokens=shared)
+    return dataclasses.replace(model, decoding=decoding), waiting
+
+
+def shared_tokens(examples: Sequence[Example]) -> int:
+    """Count the first tokens that all texts have in common, at least one token short of each."""
+    first = examples[0].tokens
+    shared = len(first) - 1
+    for example in examples:
+        shared = min(shared, len(example.tokens) - 1)
+        differs = np.flatnonzero(first[:shared] != example.tokens[:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    return max(shared, 0)
+
+
+def with_whole_rows(place: Placement) -> Placement:
+    """Give the same mesh with rows that are not split over it: every device computes all of them,
+    one by one, which is how gradients of single rows are taken where weights are split."""
+    rules = [(letter, axes) for letter, axes in place.layout.activations if letter != "B"]
+    layout = dataclasses.replace(place.layout, activations=tuple(rules))
+    return Placement(layout, place.mesh)
 
 
 def _lay_out(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import curricula, layouts
+from research.core.generation import Decoding
 from research.core.layout import Layout
 from research.core.parts import part
 from research.core.protocols import View
@@ -25,7 +26,7 @@ from research.huggingface.folder import load, open_folder
 from research.models.compute import Compute
 from research.models.flops import attention_flops, kernel_parameters
 from research.models.transformer import Transformer
-from research.score.pool import ScoringError, batches_of, score_pool
+from research.score.pool import ScoringError, as_it_decodes, batches_of, score_pool
 from research.score.rows import score_rows
 from research.score.views import render_views, scoring_flops
 from research.tuning.lora import Lora
@@ -174,6 +175,52 @@ def test_scores_do_not_depend_on_devices_buckets_batch_or_order(params, pool, al
     )
     np.testing.assert_allclose(other.score_N, alone.score_N[ids], atol=NOISE_NATS)
     assert alone.score_N.std() > 0.1
+
+
+ENDS = PrefixEntropy(prefix_tokens=12)
+STOPS = tuple(range(3, 512, 4))  # a quarter of all tokens: answers end anywhere
+
+
+def test_rows_that_wait_for_a_place_score_as_in_batches_of_their_own(params, pool):
+    views = render_views(ENDS, pool)
+    options = {"stop_ids": STOPS, "rows_per_batch": 2, "buckets": (32,)}
+    model, waiting = as_it_decodes(ENDS, model_on(ONE), views, 2)
+    assert (model.decoding, waiting) == (Decoding(rows=2, admitted=1), 8)
+    other, alone = as_it_decodes(ENDS, without_refill(), views, 2)
+    assert (other.decoding, alone) == (Decoding(), 2)
+    scored = [
+        score_pool(ENDS, m, params, views, range(7), round_=0, key=KEY, place=ONE, **options)
+        for m in (model_on(ONE), without_refill())
+    ]
+    np.testing.assert_allclose(scored[0].score_N, scored[1].score_N, atol=NOISE_NATS)
+    assert scored[0].cost.flops == scored[1].cost.flops
+
+
+def without_refill() -> Transformer:
+    compute = Compute(scoring_refill=False)
+    return dataclasses.replace(model_on(ONE), compute=compute)
+
+
+def test_an_instruction_that_all_prompts_begin_with_is_read_once(params, tmp_path, monkeypatch):
+    told = "Tom and Lily like to answer in a few short words. They say it in one line. "
+    rows = [{"id": str(i), "prompt": told + p, "completion": "."} for i, p in enumerate(PROMPTS)]
+    pool = pool_of(tmp_path, rows)
+    views = render_views(ENDS, pool)
+    model, _ = as_it_decodes(ENDS, model_on(ONE), views, 3)
+    shared = model.decoding.shared_tokens
+    tokens = [example.tokens for example in views.examples[0]]
+    assert 16 <= shared < min(map(len, tokens))
+    assert (
+        len({tuple(t[:shared]) for t in tokens})
+        == 1
+        < len({tuple(t[: shared + 1]) for t in tokens})
+    )
+    options = {"rows_per_batch": 7, "stop_ids": STOPS, "buckets": (128,)}
+    got = scores_of(ENDS, params, pool, **options)
+    monkeypatch.setattr("research.score.pool.WORTH_SHARING", 9.0)
+    assert as_it_decodes(ENDS, model_on(ONE), views, 7)[0].decoding == Decoding()
+    want = scores_of(ENDS, params, pool, **options)
+    np.testing.assert_allclose(got.score_N, want.score_N, atol=NOISE_NATS)
 
 
 def test_cost_is_what_was_asked_for_without_discount(pool, params, alone):
