@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: quickstart moe reproduce-quickstart test test-slow test-aot lint parity families benchmarks clean
+.PHONY: quickstart moe reproduce-quickstart test test-slow test-aot lint parity families scale benchmarks clean
 
 $(VENV)/run: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,6 +66,11 @@ parity: $(VENV)/parity  ## live against torch, transformers and peft
 
 families: $(VENV)/run  ## docs/families.md from the code
 	$(RUN)/python -m research.huggingface.family_table > docs/families.md
+
+scale: $(VENV)/run  ## docs/scale.md: plans for TPUs and GPUs that are not here; hours of compiling, or only what is new
+	$(RUN)/python -m pip install --quiet 'jax[tpu]' jax-cuda13-plugin jax-cuda13-pjrt
+	$(RUN)/python -m benchmarks.scaling
+	$(RUN)/python -m benchmarks.scaling_page
 
 lint: $(VENV)/dev
 	$(RUN)/ruff check .
