@@ -1,0 +1,86 @@
+"""Plans of the smaller studies by the real compilers fit, and agree with a table of parameters."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+LORA_8B = "experiments/scale/llama3p1_8b_lora.py"
+FULL_8B = "experiments/scale/llama3p1_8b_full.py"
+PARAMETERS = 8_030_261_248  # of Llama 3.1 8B, as its model card and safetensors index have it
+GATHERED = 0.02  # of the formula: norms' scales, sums of losses and norms of gradients travel too
+KERNELS = 32 * (3 * 4096 * 14336 + 2 * 4096 * 4096 + 2 * 4096 * 1024)  # of the layers
+TABLE = 128256 * 4096  # embedding and head each
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+needs_tpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install 'jax[tpu]'",
+)
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="the CUDA plugin is not installed: pip install jax-cuda13-plugin jax-cuda13-pjrt",
+)
+
+
+def planned(tmp_path: Path, code: int, *words: str) -> dict:
+    """Run `maktab plan` in a process of its own; give what it wrote."""
+    out = tmp_path / "plan.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "plan", *words, "--out", str(out)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@needs_tpu
+def test_lora_of_8b_with_its_curriculum_fits_eight_small_chips(tmp_path):
+    plan = planned(tmp_path, 0, LORA_8B, "--topology", "v5e-8")
+    assert plan["fits"]
+    frozen, adapters = 2 * PARAMETERS / 8, plan["gradient_bytes"]
+    assert frozen <= plan["parameter_bytes"] <= 1.001 * (frozen + adapters)
+    assert [p["compiled"]["name"] for p in plan["programs"]] == ["training", "scoring", "decoding"]
+    for program in plan["programs"]:
+        assert program["compiled"]["peak_bytes"] < plan["usable_bytes"]
+        assert program["compiled"]["unknown_loops"] == []
+    training = plan["programs"][0]
+    executed = 8 * training["compiled"]["flops"] / training["time"]["model_flops"]
+    assert 1.0 < executed < 1.5  # a forward pass again, but for the last product of each layer
+
+
+@needs_tpu
+def test_fsdp_gathers_twice_and_scatters_once(tmp_path):
+    plan = planned(tmp_path, 0, FULL_8B, "--topology", "v5p:2x2x2", "--program", "training")
+    (training,) = plan["programs"]
+    formula = 7 / 8 * (6 * KERNELS + (6 + 10) * TABLE)
+    assert math.isclose(training["sent_bytes"]["fsdp"], formula, rel_tol=GATHERED)
+
+
+@needs_tpu
+def test_what_is_too_large_is_refused_with_the_compilers_figures(tmp_path):
+    words = ("--topology", "v5e:2x2", "--program", "training")
+    plan = planned(tmp_path, 3, FULL_8B, *words)
+    assert not plan["fits"]
+    assert "training does not fit" in plan["refused"]
+    assert "15.75G" in plan["refused"]
+
+
+@needs_cuda
+def test_gpus_are_planned_and_compared_with_their_memory(tmp_path):
+    words = ("--topology", "h200:8", "--program", "training")
+    plan = planned(tmp_path, 0, LORA_8B, *words)
+    assert plan["fits"]
+    assert plan["programs"][0]["time"]["step_s"] > 0
+    assert any("blockwise" in note for note in plan["notes"])
+    small = planned(tmp_path, 3, FULL_8B, "--topology", "a100:8", "--program", "training",
+                    "--set", "compute.remat=none", "--set", "data.rows=64")  # fmt: skip
+    assert not small["fits"]
