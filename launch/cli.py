@@ -138,6 +138,12 @@ def sweep(
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at a time; devices, or cores, are divided.")
     ] = 1,
+    stacked: Annotated[
+        int,
+        typer.Option(
+            min=0, help="LoRA runs in one program at most, over one base; 0: each has its own."
+        ),
+    ] = 0,
     only: Annotated[
         list[str], typer.Option(metavar="NAME/seed-N", help="This run alone. May be repeated.")
     ] = [],  # noqa: B006
@@ -164,6 +170,7 @@ def sweep(
     from launch.experiment_file import load_sweep
     from launch.sweep import adapted, run_sweep
     from launch.sweep_crew import run_at_once
+    from launch.sweep_stacked import run_stacked
 
     folder = workdir or Path("runs") / experiment.stem
     given = adapted(
@@ -173,7 +180,11 @@ def sweep(
         metric=metric,
         only=only,
     )
-    if jobs == 1:
+    if stacked and jobs > 1:
+        raise ValueError(f"--stacked {stacked} is for one process; leave out --jobs {jobs}")
+    if stacked:
+        run_stacked(given, folder, console, most=stacked, command=sys.argv, group=group)
+    elif jobs == 1:
         run_sweep(given, folder, console, command=sys.argv, group=group)
     elif group.count > 1:
         raise ValueError(f"--jobs {jobs} is for one process, not for one of {group.count}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +67,9 @@ def attempt(
     Raises:
       PreemptedError: this process was asked to leave.
     """
-    try:
-        run(
+    return came_of(
+        functools.partial(
+            run,
             task.run,
             task.workdir,
             console,
@@ -77,6 +79,17 @@ def attempt(
             until=task.until,
             watch=watch,
         )
+    )
+
+
+def came_of(do: Callable[[], Any]) -> Outcome:
+    """Do something with a run, and tell what came of it.
+
+    Raises:
+      PreemptedError: this process was asked to leave.
+    """
+    try:
+        do()
     except HeldError as error:
         return Outcome("held", str(error))
     except STOPS as error:

@@ -27,6 +27,7 @@ from research.train.loop import (
     Done,
     NonFiniteError,
     PreemptedError,
+    Run,
     Watch,
     Work,
     build_batch,
@@ -39,7 +40,8 @@ from research.train.prepare import Prepared
 from research.train.step import initialise, step_program, structure_of
 
 LEAST_FROZEN = 0.5  # of the base's parameters; below it an arm is mostly weights of its own
-STOPS = (NonFiniteError, PreemptedError, CheckpointError, ScoringError)
+STOPS = (NonFiniteError, PreemptedError, CheckpointError, ScoringError, ValueError, OSError)
+End = State | Exception
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Group:
     alone: str = ""
 
 
-def train_stacked(arms: Sequence[Arm]) -> list[State | RuntimeError]:
+def train_stacked(arms: Sequence[Arm]) -> Iterator[tuple[int, End]]:
     """Run experiments to their last steps, cycle by cycle together, each from its own checkpoint.
 
     Every arm walks the loop of `train` and writes the same files, so that either goes on with what
@@ -74,8 +76,8 @@ def train_stacked(arms: Sequence[Arm]) -> list[State | RuntimeError]:
     the numbers of the others do not depend on who else goes. Once an arm has ended there is a
     program with a lane less.
 
-    Returns:
-      For each arm its last state, or the error that stopped it; the others went on.
+    Yields:
+      (its place among the arms, its last state or the error that stopped it), as each ends.
 
     Raises:
       ValueError: they cannot go together; the message names what differs.
@@ -85,44 +87,37 @@ def train_stacked(arms: Sequence[Arm]) -> list[State | RuntimeError]:
     refuse_unlike([arm.prepared for arm in arms])
     base = arms[0].prepared
     _, frozen = initialise(base.place, base.experiment.update(), base.params(), seed=0)
-    waiting: dict[int, Work] = {}
-    ends: dict[int, State | RuntimeError] = {}
     with contextlib.ExitStack() as opened:
         runs = [opened.enter_context(contextlib.closing(_loop(arm, frozen))) for arm in arms]
-
-        def advance(index: int, done: Any) -> None:
-            try:
-                waiting[index] = runs[index].send(done)
-            except StopIteration as end:
-                ends[index] = end.value
-            except STOPS as error:
-                ends[index] = error
-
-        for index in range(len(arms)):
-            advance(index, None)
-        while waiting:
-            lanes = sorted(waiting)
-            turn = {index: waiting.pop(index) for index in furthest_behind(waiting)}
-            for index, done in run_together(turn, lanes).items():
-                advance(index, done)
-    return [ends[index] for index in range(len(arms))]
+        waiting: dict[int, Work] = {}
+        turn: dict[int, Done | None] = dict.fromkeys(range(len(arms)))
+        while turn:
+            for index, done in turn.items():
+                try:
+                    waiting[index] = runs[index].send(done)  # type: ignore[arg-type]
+                except StopIteration as end:
+                    yield index, end.value
+                except STOPS as error:
+                    yield index, error
+            turn = run_together(waiting)
 
 
-def _loop(arm: Arm, frozen: Tree):
+def _loop(arm: Arm, frozen: Tree) -> Run:
     return loop(
         arm.prepared, arm.workdir, arm.watch, asked_to_leave=arm.asked_to_leave, frozen=frozen
     )
 
 
-def furthest_behind(waiting: Mapping[int, Work]) -> list[int]:
-    """Name the runs whose next cycle is the earliest."""
-    cycles = {index: (work.cycle.first, work.cycle.last) for index, work in waiting.items()}
-    return [index for index in sorted(cycles) if cycles[index] == min(cycles.values())]
+def run_together(waiting: dict[int, Work]) -> dict[int, Done]:
+    """Run the next cycle of all who wait for the same one, the earliest; they wait no more.
 
-
-def run_together(turn: Mapping[int, Work], lanes: Sequence[int]) -> dict[int, Done]:
-    """Run a cycle's steps of several runs at once; lanes of others repeat the first of these."""
-    begun, some = time.perf_counter(), next(iter(turn.values()))
+    Lanes of others repeat the first of these.
+    """
+    if not waiting:
+        return {}
+    begun, lanes = time.perf_counter(), sorted(waiting)
+    turn = {index: waiting.pop(index) for index in furthest_behind(waiting)}
+    some = next(iter(turn.values()))
     works = [turn.get(lane, some) for lane in lanes]
     place, structure = some.prepared.place, structure_of(some.state.learner)
     programs = compile_stacked(some.prepared.model, place, structure, len(lanes))
@@ -132,18 +127,23 @@ def run_together(turn: Mapping[int, Work], lanes: Sequence[int]) -> dict[int, Do
     for batch in stream(works):
         learner, report = programs.step(learner, some.state.frozen, batch, *fixed)
         seen.append(report)
-    seen = jax.device_get(seen)
-    learners = programs.unstack(learner)
+    seen, learners = jax.device_get(seen), programs.unstack(learner)
     share_s = (time.perf_counter() - begun) / len(turn)
     return {
         index: Done(
             learner=learners[lanes.index(index)],
-            seen=[jax.tree.map(lambda x: x[lanes.index(index)], report) for report in seen],  # noqa: B023
+            seen=[_lane(report, lanes.index(index)) for report in seen],
             seconds=share_s,
             together=len(turn),
         )
         for index in turn
     }
+
+
+def furthest_behind(waiting: Mapping[int, Work]) -> list[int]:
+    """Name the runs whose next cycle is the earliest."""
+    cycles = {index: (work.cycle.first, work.cycle.last) for index, work in waiting.items()}
+    return [index for index in sorted(cycles) if cycles[index] == min(cycles.values())]
 
 
 def stream(works: Sequence[Work]) -> Iterator[Batch]:
@@ -181,7 +181,7 @@ def compile_stacked(model: Model, place: Placement, structure: Any, lanes: int) 
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *learners)
 
     def unstack(learner: Any) -> list[Any]:
-        return [jax.tree.map(lambda leaf: leaf[lane], learner) for lane in range(lanes)]  # noqa: B023
+        return [_lane(learner, lane) for lane in range(lanes)]
 
     return Programs(
         stack=jax.jit(stack, out_shardings=many),
@@ -192,6 +192,10 @@ def compile_stacked(model: Model, place: Placement, structure: Any, lanes: int) 
         ),
         unstack=jax.jit(unstack, out_shardings=[one] * lanes),
     )
+
+
+def _lane(tree: Tree, lane: int) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[lane], tree)
 
 
 def beside(sharding: NamedSharding) -> NamedSharding:
