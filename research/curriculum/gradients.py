@@ -53,10 +53,8 @@ def by_row(
 ) -> Any:
     """Give `measure(gradient of a row's mean loss)` of every row, stacked.
 
-    One row after the other: a single gradient exists at a time.
-
-    Raises:
-      ValueError: rows are split over devices; a row by itself cannot be.
+    One row after the other: a single gradient exists at a time. Rows must not be split over
+    devices; the scorer sees to it.
     """
     kept = chosen(params, targets)
 
@@ -64,14 +62,7 @@ def by_row(
         joined = jax.tree.map(
             lambda new, old: old if new is None else new, kept, params, is_leaf=_is_none
         )
-        output = model.apply(joined, row)
-        shards = 1 if output.place is None else output.place.num_row_shards
-        if shards > 1:
-            raise ValueError(
-                f"gradients of single rows cannot be taken where rows are split over {shards} "
-                "devices; choose a layout without data and fsdp axes, or another estimator"
-            )
-        logprob_BT, _ = token_statistics(output, row.targets_BT)
+        logprob_BT, _ = token_statistics(model.apply(joined, row), row.targets_BT)
         weights_BT = row.weights_BT
         total = jnp.sum(jnp.where(weights_BT > 0, -logprob_BT * weights_BT, 0.0))
         return total / jnp.maximum(jnp.sum(weights_BT), 1.0)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from research.core.generation import Decoding
 from research.core.layout import Placement
-from research.core.protocols import Estimator, Tree
+from research.core.protocols import Differentiating, Estimator, Tree
 from research.core.records import Batch, Total
 from research.data.batches import single_rows
 from research.data.examples import Example
@@ -108,6 +108,9 @@ def score_pool(
     ids = np.asarray(ids, np.int64)
     if len(np.unique(ids)) != len(ids):
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
+    if isinstance(estimator, Differentiating):
+        place = with_whole_rows(place)
+        model = dataclasses.replace(model, place=place)
     shards = place.num_row_shards
     rows = -(-rows_per_batch // shards) * shards
     model, waiting = as_it_decodes(estimator, model, views, rows)
