@@ -50,11 +50,12 @@ def detectable_difference(
 ) -> float:
     """Give the smallest rise over a control's `rate` that an unpaired test of `items` each sees.
 
-    Infinite where not even a rise to 1 would show.
+    Where not even a rise to 1 would show it is the smallest fall; infinite where neither does.
     """
-    return _smallest(
-        lambda rise: unpaired_power(rate, rate + rise, items, level) - power, 1.0 - rate
-    )
+    rise = _smallest(lambda d: unpaired_power(rate, rate + d, items, level) - power, 1.0 - rate)
+    if math.isfinite(rise):
+        return rise
+    return _smallest(lambda d: unpaired_power(rate, rate - d, items, level) - power, rate)
 
 
 def paired_power(

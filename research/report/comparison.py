@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -36,6 +37,7 @@ class Standing:
         the two share no seed.
       bootstrap: of the item differences averaged over seeds; says nothing about other seeds.
       discordance: McNemar's counts, where items are yes or no and one seed is shared.
+      disagreement: share of yes/no items on which exactly one of the two is right, mean over seeds.
       corrected: Holm's p-value among all comparisons of a report.
     """
 
@@ -48,6 +50,7 @@ class Standing:
     difference: Difference | None = None
     bootstrap: Difference | None = None
     discordance: Discordance | None = None
+    disagreement: float | None = None
     corrected: float | None = None
 
     @property
@@ -112,6 +115,38 @@ def over_seeds(arm: Arm, evaluation: str, metric: str, slice_: str = "") -> Esti
     return mean_interval([value["value"] for value in values])
 
 
+def methods(arms: Sequence[Arm]) -> list[tuple[Arm | None, Arm | None]]:
+    """Pair arms that differ in their budget alone: (at equal steps, at equal compute).
+
+    An arm that is charged no scoring is both.
+    """
+    found: dict[str, list[Arm | None]] = {}
+    for arm in arms:
+        pair = found.setdefault(_method_of(arm.runs[0]), [None, None])
+        pair[_has_equal_compute(arm.runs[0])] = arm
+        if not any(run.flops()[1] for run in arm.runs):
+            pair[1] = pair[1] or arm
+    return [(first, second) for first, second in found.values()]
+
+
+def _has_equal_compute(run: Run) -> bool:
+    budget = (run.experiment.get("curriculum") or {}).get("budget") or {}
+    return str(budget.get("type", "")).endswith(".EqualCompute")
+
+
+def _method_of(run: Run) -> str:
+    """Describe a run without its name, seed and budget."""
+    left_out = {"name", "seed", "clock", "curriculum"}
+    rest = {name: value for name, value in run.experiment.items() if name not in left_out}
+    curriculum = run.experiment.get("curriculum")
+    if curriculum is None:
+        return run.arm  # a run of another make: its name is all that is known
+    switches = {name: value for name, value in curriculum.items() if name != "budget"}
+    clock = run.experiment.get("clock", {})
+    when = {name: value for name, value in clock.items() if name != "steps"}
+    return json.dumps([rest, switches, when], sort_keys=True)
+
+
 def _value(run: Run, evaluation: str, metric: str, slice_: str) -> Line | None:
     line = run.final(evaluation)
     if line is None:
@@ -161,6 +196,8 @@ def _tests(pairs: Sequence[tuple[Run, Run]], evaluation: str, metric: str) -> di
         "bootstrap": paired_bootstrap(difference_SX.mean(axis=0)),
     }
     yes_no = all(found[i] in ((0, 1), (1, 1)) for pair in items for found in pair for i in shared)
+    if yes_no:
+        tests["disagreement"] = float(np.mean(difference_SX.round() != 0))
     if len(pairs) == 1 and yes_no:
         tests["discordance"] = mcnemar(values[0, 0].round(), values[0, 1].round())
     return tests

@@ -14,12 +14,17 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text under a header; the first column names the row."""
+    """Rows of text under a header; the first column names the row.
+
+    Attributes:
+      prose: the last column is running text.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    prose: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +53,16 @@ class Section:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:
-    """A whole report; its first section says what was found."""
+    """A whole page; its first section says what was found, or what the page is.
+
+    Attributes:
+      beside: other pages in the same folder: (file name, what one finds there).
+    """
 
     title: str
     subtitle: str
     sections: tuple[Section, ...]
+    beside: tuple[tuple[str, str], ...] = ()
 
 
 def number(value: float | None, digits: int = 3) -> str:

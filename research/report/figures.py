@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
-from scipy.stats import rankdata
 
-from research.evaluate.results import Estimate
-from research.evaluate.statistics import spearman
-from research.report.document import interval, number
 from research.report.drawing import (
-    COLOURS,
-    INK,
-    SMALL,
     canvas,
     encoded,
-    entitle,
     explain,
+    explain_below,
     over_runs,
     shade,
 )
-from research.report.runs import Arm, Round, Run
+from research.report.runs import Arm, Round
 
 POOL, SELECTED = "#9aa5b1", "#D55E00"
 NAMES = {
@@ -58,24 +50,28 @@ def training_loss(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None
 def learning_curves(
     arms: Sequence[Arm], look: Mapping[str, dict], evaluation: str, metric: str
 ) -> bytes | None:
-    """Draw a metric against updates, and against compute where it was recorded.
+    """Draw a metric against updates, and against tokens and compute where they were recorded.
 
     Mean over seeds, band from the lowest to the highest seed.
     """
+    runs = [run for arm in arms for run in arm.runs]
     against = [("step (updates)", lambda run, step: step)]
-    if any(sum(run.flops()) for arm in arms for run in arm.runs):
-        against.append(("compute with scoring (FLOP)", lambda run, step: sum(run.flops(step))))
-    figure, panels = canvas(len(against), width=7.0, height=2.9)
+    if any(run.tokens() for run in runs):
+        against.append(("tokens trained on", lambda run, step: run.tokens(step)))
+    if any(sum(run.flops()) for run in runs):
+        against.append(("FLOP, with scoring", lambda run, step: sum(run.flops(step))))
+    figure, panels = canvas(len(against), width=7.0, height=2.7)
     drawn = 0
     for axes, (what, place) in zip(panels, against, strict=True):
         drawn = sum(
             _learning_curve(axes, arm, look[arm.name], evaluation, metric, place) for arm in arms
         )
         axes.set(xlabel=what, ylabel=label_of(metric))
-    if len(panels) > 1:
-        panels[1].xaxis.set_major_formatter(EngFormatter())
-        panels[1].set_ylabel("")
-    explain(panels[0], drawn)
+    for axes in panels[1:]:
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_ylabel("")
+    explain_below(figure, panels[0], drawn)
     return encoded(figure) if drawn else None
 
 
@@ -130,130 +126,3 @@ def selection_history(rounds: Sequence[Round]) -> np.ndarray:
         seen |= chosen
         history.append((new, len(seen) / max(len(round_.scores), 1)))
     return np.asarray(history)
-
-
-def curriculum(arm: Arm) -> bytes | None:
-    """Draw what an arm's scores did: their spread a round, the last choice, loss, and memory."""
-    runs = [run for run in arm.runs if any(np.isfinite(r.scores).any() for r in run.rounds)]
-    if not runs:
-        return None
-    figure, panels = canvas(4, width=7.0, height=5.4, rows=2)
-    _score_spread(panels[0], runs)
-    _last_choice(panels[1], runs)
-    _score_against_loss(panels[2], runs)
-    _score_memory(panels[3], runs)
-    return encoded(figure)
-
-
-def _score_spread(axes: Axes, runs: Sequence[Run]) -> None:
-    """Quantiles of the pool's scores by round, averaged over seeds; median of the selected."""
-    length = min(len(run.rounds) for run in runs)
-    rounds = np.arange(length)
-    quantiles = (5, 25, 50, 75, 95)
-    pool = np.asarray(
-        [[np.nanpercentile(r.scores, quantiles) for r in run.rounds[:length]] for run in runs]
-    ).mean(axis=0)
-    chosen = np.asarray(
-        [
-            [np.nanpercentile(r.scores[r.selected], (25, 50, 75)) for r in run.rounds[:length]]
-            for run in runs
-        ]
-    ).mean(axis=0)
-    axes.fill_between(rounds, pool[:, 0], pool[:, 4], color=POOL, alpha=0.25, lw=0)
-    axes.fill_between(rounds, pool[:, 1], pool[:, 3], color=POOL, alpha=0.45, lw=0)
-    axes.plot(rounds, pool[:, 2], color=INK, lw=1.4, label="pool: median, 50 %, 90 %")
-    spread = np.abs(chosen[:, [0, 2]] - chosen[:, [1]]).T
-    axes.errorbar(
-        rounds, chosen[:, 1], yerr=spread, color=SELECTED, fmt="o", ms=3.5, lw=1.2,
-        capsize=2, label="selected: median, 50 %",
-    )  # fmt: skip
-    axes.set(xlabel="round", ylabel="score (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
-    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, loc="upper right")
-    entitle(axes, "Pool and selection by round")
-
-
-def _last_choice(axes: Axes, runs: Sequence[Run]) -> None:
-    """The pool's scores when the last round opened, and which of them were selected."""
-    last = runs[0].rounds[-1]
-    scores = last.scores[np.isfinite(last.scores)]
-    count = min(40, max(8, round(len(scores) ** 0.5)))
-    bins = np.histogram_bin_edges(scores, bins=count).tolist()
-    axes.hist(scores, bins=bins, color=POOL, alpha=0.6, label="pool")
-    axes.hist(last.scores[last.selected], bins=bins, color=SELECTED, alpha=0.75, label="selected")
-    axes.set(xlabel=f"score when round {last.number} opened (nats)", ylabel="examples")
-    explain(axes, 2)
-    entitle(axes, f"What round {last.number} selected, seed {runs[0].seed}")
-
-
-def _score_against_loss(axes: Axes, runs: Sequence[Run]) -> None:
-    """An example's score against its loss when that round first trained on it; colour: round."""
-    found = np.concatenate([scores_and_losses(run) for run in runs])
-    axes.set(
-        xlabel="score when the round opened (nats)", ylabel="loss when trained on (nats a token)"
-    )
-    if not len(found):
-        entitle(axes, "Score and loss: no losses were recorded")
-        return
-    last = max(found[:, 0].max(), 1)
-    for number_ in np.unique(found[:, 0]):
-        points = found[found[:, 0] == number_, 1:]
-        colour = colormaps["cividis"](0.9 * number_ / last)
-        label = f"round {number_:.0f}" if number_ in (0, last) else None
-        axes.scatter(*points.T, s=6, color=colour, alpha=_faint(len(found)), lw=0, label=label)
-    axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK, markerscale=2, handletextpad=0.1)
-    entitle(axes, f"Score and loss within rounds: {_rank(agreement(runs))}")
-
-
-def agreement(runs: Sequence[Run]) -> Estimate:
-    """Correlate score and loss inside each round of each run, and pool the ranks.
-
-    Over all rounds at once the two would agree or not because both change as training goes on.
-    """
-    ranks = [np.zeros((0, 2))]
-    for run in runs:
-        found = scores_and_losses(run)
-        for number_ in np.unique(found[:, 0]):
-            points = found[found[:, 0] == number_, 1:]
-            ranks.append(rankdata(points, axis=0) / (len(points) + 1))
-    return spearman(*np.concatenate(ranks).T)
-
-
-def scores_and_losses(run: Run) -> np.ndarray:
-    """Give (round, score, loss) of each selected example when its round first trained on it."""
-    opened = {round_.number: round_ for round_ in run.rounds}
-    seen = {line["step"]: line["loss_nats"] for line in run.losses}
-    first: dict[tuple[int, int], float] = {}
-    for line in run.order:
-        if line["round"] not in opened or line["step"] not in seen:
-            continue
-        for ids, losses in zip(line["rows"], seen[line["step"]], strict=True):
-            for example, loss in zip(ids, losses, strict=True):
-                if loss is not None:
-                    first.setdefault((line["round"], example), loss)
-    rows = [(n, opened[n].scores[example], loss) for (n, example), loss in first.items()]
-    found = np.asarray(rows, np.float64).reshape(-1, 3)
-    return found[np.isfinite(found).all(axis=1)]
-
-
-def _score_memory(axes: Axes, runs: Sequence[Run]) -> None:
-    """An example's score in the last round against its score in the first."""
-    first = np.concatenate([run.rounds[0].scores for run in runs])
-    last = np.concatenate([run.rounds[-1].scores for run in runs])
-    number = runs[0].rounds[-1].number
-    axes.scatter(first, last, s=6, color=COLOURS[2], alpha=_faint(len(first)), lw=0)
-    low, high = np.nanmin([first, last]), np.nanmax([first, last])
-    axes.plot([low, high], [low, high], color=INK, lw=0.7, ls=":")
-    axes.set(xlabel="score in round 0 (nats)", ylabel=f"score in round {number} (nats)")
-    entitle(axes, f"First and last score: {_rank(spearman(first, last))}")
-
-
-def _rank(found: Estimate) -> str:
-    return f"{number(found.value, 2)} {interval(found.low, found.high, 2)}"
-
-
-def _faint(count: int) -> float:
-    """Opacity at which `count` points on one panel do not merge into a blot."""
-    return float(np.clip(60 / np.sqrt(max(count, 1)) / 6, 0.08, 0.8))

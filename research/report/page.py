@@ -42,6 +42,10 @@ th { font-weight: 600; border-top: 1.5px solid var(--ink); border-bottom: 1px so
 th, td { padding: .26rem .55rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 td { white-space: nowrap; border-bottom: 1px solid transparent; }
+.prose th:last-child, .prose td:last-child { text-align: left; white-space: normal;
+  min-width: 18rem; }
+.prose td { vertical-align: top; }
+a { color: var(--link); }
 tr:last-child td { border-bottom: 1.5px solid var(--ink); }
 tbody tr:hover td { border-bottom-color: var(--rule); }
 .note { margin: .45rem 0 0; width: 0; min-width: 100%; }
@@ -61,11 +65,16 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 <header>
 <h1>{{ document.title }}</h1>
 <p>{{ document.subtitle }}</p>
+{% for file, what in document.beside %}
+<p><a href="{{ file }}">{{ what }}</a></p>
+{% endfor %}
 </header>
 {% set count = namespace(table=0, figure=0) %}
 {% for section in document.sections %}
 <section{% if loop.first %} class="abstract"{% endif %}>
+{% if section.heading %}
 <h2>{{ section.heading }}</h2>
+{% endif %}
 {% for sentence in section.sentences %}
 <p>{{ sentence }}</p>
 {% endfor %}
@@ -73,7 +82,7 @@ PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
 {% for table in section.tables %}
 {% set count.table = count.table + 1 %}
 <div class="scroll"><div>
-<table>
+<table{% if table.prose %} class="prose"{% endif %}>
 <caption><b>Table {{ count.table }}.</b> {{ table.title }}</caption>
 <thead><tr>{% for cell in table.header %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +12,21 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from research.report import figures, routing_page, sentences, tables
-from research.report.comparison import Standing, compare, evaluations_of
+from research.report import costs, figures, probe_page, routing_page, sentences, settings, tables
+from research.report.comparison import Standing, compare, evaluations_of, methods
 from research.report.document import Document, Plot, Section, Table, listed
 from research.report.drawing import look_of
 from research.report.lines import write_whole
 from research.report.page import render
 from research.report.runs import Arm, read_arms
 
+REPORT, PROBE = "report.html", "probe.html"
+
 
 def report(paths: Sequence[Path], out: Path, control: str | None = None) -> RenderableType:
-    """Write `out/report.html` (one file that needs no other) with its PNGs beside it.
+    """Write `out/report.html` with its PNGs beside it, and `out/probe.html` of runs with rounds.
+
+    Each is one file that needs no other.
 
     Args:
       paths: run directories, or folders that hold some.
@@ -41,11 +46,21 @@ def report(paths: Sequence[Path], out: Path, control: str | None = None) -> Rend
     control = control or names[0]
     arms.sort(key=lambda arm: arm.name != control)  # the control first, the others as they came
     document = compose(arms, control)
+    probed = probe_page.page(arms, look_of(arms, control))
+    if probed is not None:
+        document = dataclasses.replace(document, beside=((PROBE, probed.title),))
+        probed = dataclasses.replace(probed, beside=((REPORT, "The comparison of arms"),))
+        write(probed, out, PROBE)
+    write(document, out, REPORT)
+    return terminal(document, [out / REPORT] + [out / PROBE] * (probed is not None))
+
+
+def write(document: Document, out: Path, name: str) -> None:
+    """Write a page with its PNGs beside it."""
     for section in document.sections:
         for plot in section.plots:
             write_whole(out / f"{plot.name}.png", plot.png)
-    write_whole(out / "report.html", render(document).encode())
-    return terminal(document, out / "report.html")
+    write_whole(out / name, render(document).encode())
 
 
 def compose(arms: Sequence[Arm], control: str) -> Document:
@@ -85,11 +100,17 @@ def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: s
         [s for s in standings if s.evaluation == name] for name in evaluations_of(arms)
     ]
     found: list[Table] = [tables.standings(rows, control) for rows in by_evaluation if rows]
+    paired = methods(arms)
+    if any(second and second is not first for first, second in paired):
+        found += [tables.side_by_side(rows, paired, control) for rows in by_evaluation if rows]
+    if any(s.disagreement is not None for s in standings):
+        found.append(tables.what_shows(standings, control))
     found += (
         [tables.item_by_item(standings, control)] if any(s.bootstrap for s in standings) else []
     )
     found += tables.all_metrics(arms)
-    found.append(tables.budgets(arms))
+    told = settings.table(arms)
+    found += [*([told] if told else []), tables.budgets(arms), costs.table(arms)]
     return Section(heading="The arms", tables=tuple(found), brief=True)
 
 
@@ -105,9 +126,9 @@ def _learning_section(arms: Sequence[Arm], control: str) -> Section:
     ]
     for evaluation, metric in evaluations_of(arms).items():
         caption = (
-            f"{figures.label_of(metric)} on {evaluation}, against updates and, where it was "
-            "recorded, against compute with scoring charged. Line: mean over seeds; band: lowest "
-            "to highest seed."
+            f"{figures.label_of(metric)} on {evaluation}, against updates and, where they were "
+            "recorded, against the tokens trained on and against compute with scoring charged. "
+            "Line: mean over seeds; band: lowest to highest seed."
         )
         png = figures.learning_curves(arms, look, evaluation, metric)
         drawn.append(_plot(f"evaluation-{evaluation}", png, caption[0].upper() + caption[1:]))
@@ -122,17 +143,9 @@ def _curriculum_section(arms: Sequence[Arm], control: str) -> Section:
             figures.coverage(arms, look),
             "What each round selects: the share of its examples that no earlier round had "
             "selected, and the share of the pool that any round so far had.",
-        )
+        ),
+        probe_page.collapse_plot(arms, look),
     ]
-    for arm in arms:
-        caption = (
-            f"The curriculum of {arm.name}. Top: scores by round, quantiles averaged over seeds "
-            f"(grey: middle 50 % and 90 % of the pool; points: what was selected); scores and "
-            f"choice of the last round, seed {arm.runs[0].seed}. Bottom: score against the loss "
-            "that training then saw; the last round's score against the first round's; both with "
-            "Spearman's rank correlation and its 95 % interval."
-        )
-        drawn.append(_plot(f"curriculum-{arm.name}", figures.curriculum(arm), caption))
     return Section(
         heading="The curriculum",
         sentences=sentences.curricula(arms),
@@ -145,13 +158,13 @@ def _plot(name: str, png: bytes | None, caption: str) -> Plot | None:
     return None if png is None else Plot(name=name, png=png, caption=caption)
 
 
-def terminal(document: Document, page: Path) -> RenderableType:
-    """Give what is brief, and where the page is, for a terminal."""
+def terminal(document: Document, pages: Sequence[Path]) -> RenderableType:
+    """Give what is brief, and where the pages are, for a terminal."""
     parts: list[RenderableType] = [Text(document.title, style="bold"), Text(document.subtitle)]
     for section in (section for section in document.sections if section.brief):
         parts += [Padding(Text(sentence), (1, 0, 0, 2)) for sentence in section.sentences]
         parts += [Padding(_rich(table), (1, 0, 0, 2)) for table in section.tables]
-    parts.append(Padding(Text(f"Written: {page}"), (1, 0, 0, 0)))
+    parts.append(Padding(Text(f"Written: {', '.join(map(str, pages))}"), (1, 0, 0, 0)))
     return Group(*parts)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from research.core.parts import rebuild
 from research.report.lines import read_lines
 
 Line = Mapping[str, Any]
@@ -98,12 +99,35 @@ class Run:
         values = [line[name] for line in (*self.metrics, *self.timing) if _is_number(line, name)]
         return float(sum(values)) if values else None
 
+    @functools.cached_property
+    def chooses_by_scores(self) -> bool:
+        """Whether scores decide anything; if not, they were measured for the record alone.
+
+        A policy that is not maktab's own counts as one that does.
+        """
+        policy = (self.experiment.get("curriculum") or {}).get("policy")
+        if policy is None:
+            return True
+        try:
+            return bool(rebuild(policy).uses_scores)
+        except ValueError:
+            return True
+
     def flops(self, step: int | None = None) -> tuple[float, float]:
-        """Give the FLOPs of (the updates, the scoring) up to a step; 0 where none were recorded."""
+        """Give the FLOPs of (the updates, the scoring) up to a step; 0 where none were recorded.
+
+        Scoring for the record alone is not charged: the method does without it.
+        """
         lines = [line for line in self.metrics if step is None or line["step"] <= step]
         scoring = [line["scoring_flops"] for line in lines if _is_number(line, "scoring_flops")]
         updates = [line["flops"] for line in lines if _is_number(line, "flops")]
-        return float(sum(updates)), float(max(scoring, default=0.0))
+        charged = float(max(scoring, default=0.0)) if self.chooses_by_scores else 0.0
+        return float(sum(updates)), charged
+
+    def tokens(self, step: int | None = None) -> float:
+        """Give the tokens trained on up to a step; 0 where they were not recorded."""
+        lines = [line for line in self.metrics if step is None or line["step"] <= step]
+        return float(sum(line["tokens"] for line in lines if _is_number(line, "tokens")))
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Give (steps, values) of a cycle's number, where it is finite."""

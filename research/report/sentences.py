@@ -15,7 +15,8 @@ from research.report.document import (
     p_value,
     signed,
 )
-from research.report.figures import agreement, selection_history
+from research.report.figures import selection_history
+from research.report.probe import agreement
 from research.report.runs import Arm
 
 CLOSE = 0.02  # compute within 2 % is called equal: whole steps cannot match a budget exactly
@@ -95,8 +96,21 @@ def _budget(arms: Sequence[Arm]) -> list[str]:
 
 
 def _missing(arms: Sequence[Arm]) -> list[str]:
-    open_ = [f"{arm.name} seed {run.seed}" for arm in arms for run in arm.runs if not run.finished]
-    return [f"Not finished, and so not compared: {listed(open_)}."] if open_ else []
+    """Say which runs did not finish, and which of them were left behind on purpose."""
+    runs = [(f"{arm.name} seed {run.seed}", run) for arm in arms for run in arm.runs]
+    left = [(name, run) for name, run in runs if not run.finished and run.hopeless]
+    open_ = [name for name, run in runs if not run.finished and not run.hopeless]
+    said = []
+    for rung in sorted({run.hopeless["rung"] for _, run in left if run.hopeless}):
+        there = [
+            (n, run.hopeless) for n, run in left if run.hopeless and run.hopeless["rung"] == rung
+        ]
+        metric, step = there[0][1]["metric"], there[0][1]["step"]
+        said.append(
+            f"Left behind as hopeless at rung {rung} (step {step}), by {metric}, and not compared: "
+            f"{listed([name for name, _ in there])}."
+        )
+    return said + ([f"Not finished, and so not compared: {listed(open_)}."] if open_ else [])
 
 
 def state_of(arms: Sequence[Arm]) -> tuple[str, ...]:

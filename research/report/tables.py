@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from research.evaluate.power import detectable_difference, detectable_paired_difference
 from research.report.comparison import Standing, evaluations_of, over_seeds
 from research.report.document import (
     MISSING,
@@ -51,6 +52,67 @@ def standings(rows: Sequence[Standing], control: str) -> Table:
         rows=body,
         note="One seed: the interval is over items and leaves out the luck of the seed. "
         "Detectable: the smallest true difference that would have shown with 80 % power.",
+    )
+
+
+def side_by_side(
+    rows: Sequence[Standing], methods: Sequence[tuple[Arm | None, Arm | None]], control: str
+) -> Table:
+    """Tabulate one evaluation's tested metric at equal steps beside equal compute."""
+    by_arm, first = {row.arm: row for row in rows}, rows[0]
+
+    def cells(arm: Arm | None) -> tuple[str, ...]:
+        row = None if arm is None else by_arm.get(arm.name)
+        if arm is None or row is None:
+            return (MISSING,) * 3
+        steps = listed([str(n) for n in sorted({run.last_step for run in arm.finished})])
+        found = row.difference
+        if found is None:
+            return steps, "control" if arm.name == control else MISSING, MISSING
+        difference = f"{signed(found.value)} {interval(found.low, found.high)}"
+        return steps, difference, p_value(row.corrected)
+
+    body = tuple(
+        (next(arm.name for arm in pair if arm), *cells(pair[0]), *cells(pair[1]))
+        for pair in methods
+        if any(arm and arm.name in by_arm for arm in pair)
+    )
+    return Table(
+        title=f"{first.metric} on {first.evaluation}: each method with as many steps as the "
+        f"control, and with as much compute; differences to {control}.",
+        header=(
+            "method", "equal steps", "difference", "p, Holm",
+            "equal compute", "difference", "p, Holm",
+        ),
+        rows=body,
+        note="Equal compute: scoring is paid for with steps; a method that is charged none stands "
+        "on both sides with the same runs.",
+    )  # fmt: skip
+
+
+def what_shows(rows: Sequence[Standing], control: str) -> Table:
+    """Tabulate how small a difference of yes/no items would have shown, by how it is sought."""
+    rates = {row.evaluation: row.estimate.value for row in rows if row.arm == control}
+    body = tuple(
+        (
+            row.arm,
+            f"{row.metric} on {row.evaluation}",
+            str(row.items),
+            number(detectable_difference(min(max(rates[row.evaluation], 0.0), 1.0), row.items)),
+            f"{row.disagreement:.0%}",
+            number(detectable_paired_difference(row.disagreement, row.items)),
+            number(row.difference.detectable) if row.difference.seeds > 1 else MISSING,
+        )
+        for row in rows
+        if row.disagreement is not None and row.difference is not None
+    )
+    return Table(
+        title=f"The smallest true difference to {control} that would have shown with 80 % power.",
+        header=("arm", "metric", "items", "unpaired", "disagree", "paired", "over seeds"),
+        rows=body,
+        note="Unpaired: of two models on as many items, at the control's rate. Disagree: items on "
+        "which exactly one of the two is right. Paired: of these two models, by McNemar's test. "
+        "Over seeds: of the methods, from the spread that was found. Before a run: maktab power.",
     )
 
 
@@ -140,7 +202,8 @@ def budgets(arms: Sequence[Arm]) -> Table:
         ),
         rows=tuple(body),
         note="Examples count every use, distinct each once; tokens are those trained on. FLOP is "
-        "analytic and includes scoring; time is wall time, with scoring, saving and evaluating.",
+        "analytic and includes scoring, unless it was measured for the record alone; time is wall "
+        "time, with scoring, saving and evaluating.",
     )  # fmt: skip
 
 
@@ -156,7 +219,7 @@ def runs(arms: Sequence[Arm]) -> Table:
             arm.name,
             str(run.seed),
             f"{run.last_step} of {run.planned_steps or 'unknown'}",
-            "finished" if run.finished else "unfinished",
+            _state(run),
             str(len(run.starts)),
             _commit(run),
             _devices(run),
@@ -169,6 +232,13 @@ def runs(arms: Sequence[Arm]) -> Table:
         header=("arm", "seed", "steps", "state", "starts", "commit", "devices"),
         rows=body,
     )
+
+
+def _state(run: Run) -> str:
+    """Say whether a run came to its end, and if it was left behind, where."""
+    if run.finished or not run.hopeless:
+        return "finished" if run.finished else "unfinished"
+    return f"hopeless, rung {run.hopeless['rung']} of {run.hopeless['rungs']}"
 
 
 def _commit(run: Run) -> str:

@@ -18,13 +18,12 @@ import jax
 from research.checkpoint import write_atomically
 from research.core.parts import describe, differences
 from research.data.pool import Pool
-from research.data.tokenizer import Tokenizer
 from research.experiment import Experiment
 from research.train.prepare import Prepared
 
 MAY_DIFFER = ("experiment.clock", "experiment.layout")
-EXCERPT_TOKENS = 64  # about 250 characters
-MOST_TEXTS = 200_000  # examples: 100 MB of excerpts
+EXCERPT = 160  # characters
+MOST_TEXTS = 200_000  # examples: 70 MB of excerpts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
@@ -90,16 +89,17 @@ def describe_pool(pool: Pool) -> Iterator[dict[str, Any]]:
         if tokenizer is not None:
             start = int(example.trained.argmax())  # an example has a trained token
             parts = {"prompt": example.tokens[:start], "answer": example.tokens[start:]}
-            line |= {name: excerpt(ids.tolist(), tokenizer) for name, ids in parts.items()}
+            shown = {name: tokenizer.decode(ids.tolist()) for name, ids in parts.items()}
+            line |= {name: excerpt(text) for name, text in shown.items()}
         yield line
 
 
-def excerpt(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Give the text of some tokens; of many, of the first and the last."""
-    if len(ids) <= EXCERPT_TOKENS:
-        return tokenizer.decode(ids)
-    half = EXCERPT_TOKENS // 2
-    return f"{tokenizer.decode(ids[:half])} \N{HORIZONTAL ELLIPSIS} {tokenizer.decode(ids[-half:])}"
+def excerpt(text: str) -> str:
+    """Give a text; of a long one, how it begins and ends."""
+    if len(text) <= EXCERPT:
+        return text
+    half = EXCERPT // 2
+    return f"{text[:half].rstrip()} \N{HORIZONTAL ELLIPSIS} {text[-half:].lstrip()}"
 
 
 def digest(pool: Pool) -> str:

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 
+from research.evaluate.power import detectable_difference, detectable_paired_difference
 from research.evaluate.results import Evaluation
 from research.evaluate.statistics import mean_interval, ratio_interval
-from research.report.comparison import compare, over_seeds
+from research.report import probe, probe_page, settings, tables
+from research.report.comparison import compare, methods, over_seeds
+from research.report.costs import cost
+from research.report.document import MISSING, p_value
+from research.report.drawing import look_of
 from research.report.report import report
-from research.report.runs import read_arms
+from research.report.runs import HOPELESS, Arm, Run, read_arms
 from research.report.writers import Record
 
 STEPS, CYCLE, ROUNDS, POOL, CHOSEN, ITEMS = 24, 3, 4, 61, 15, 47
@@ -49,6 +55,11 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
     start = {"git": {"commit": "0123456789abcdef", "diff": "x"}, "devices": ["cpu:0", "cpu:1"]}
     begun = {"random": 0, "edco": 1}.get(arm, 2)  # the control was begun first
     (workdir / "run.json").write_text(json.dumps([{**start, "started": f"2026-01-0{begun + 1}"}]))
+    texts = [
+        {"index": x, "id": f"id-{x}", "prompt": f"ask {x}", "answer": f"say {x}"}
+        for x in range(POOL)
+    ]
+    (workdir / "pool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
     record.evaluation(0, evaluation_of(0.05, rng))
     score, scoring = rng.normal(2.0, 0.5, POOL), 0.0
     for step in range(0, stop, CYCLE):
@@ -57,7 +68,8 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
             score = 0.9 * score + rng.normal(0, 0.15, POOL)
             chosen = np.argsort(-score)[:CHOSEN] if scored else rng.permutation(POOL)[:CHOSEN]
             shown = score if scored else np.full(POOL, np.nan)
-            record.round(round_, step, score_X=shown.astype(np.float32), selected=chosen)
+            arrays = {"score_X": shown.astype(np.float32), "selected": chosen}
+            record.round(round_, step, scored_round_X=np.full(POOL, round_), **arrays)
         for update in range(step + 1, step + CYCLE + 1):
             ids = rng.permutation(chosen)[:8].reshape(4, 2)
             losses = 0.6 * score[ids] + rng.normal(0, 0.2, ids.shape)
@@ -110,24 +122,26 @@ def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
     out, _ = reported
     page = out.read_text()
     images = sorted(path.name for path in out.parent.glob("*.png"))
-    assert images == [
+    assert [name for name in images if not name.startswith("probe-")] == [
         "coverage.png",
-        "curriculum-edco.png",
-        "curriculum-lora.png",
         "evaluation-restaurants.png",
         "loss.png",
     ]
-    assert page.count("data:image/png;base64,") == len(images)
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    other = (out.parent / "probe.html").read_text()
+    shown = page.count("data:image/png;base64,") + other.count("data:image/png;base64,")
+    assert shown == len(images) + 1  # the collapse of uncertainty is on both
+    assert not re.search(r'src="(?!data:)', page + other)
+    assert set(re.findall(r'href="([^"]*)"', page + other)) == {"probe.html", "report.html"}
     assert all((out.parent / name).read_bytes().startswith(b"\x89PNG") for name in images)
 
 
 def test_the_same_runs_make_the_same_page(tmp_path):
-    make_run(tmp_path, "edco", 3, gain=0.0, scored=True, stop=6)
+    make_run(tmp_path, "edco", 3, gain=0.0, scored=True, stop=9)
     for name in ("first", "second"):
-        report([tmp_path], tmp_path / name)
-    first, second = (tmp_path / name / "report.html" for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
+        report([tmp_path / "edco"], tmp_path / name)
+    for page in ("report.html", "probe.html"):
+        first, second = ((tmp_path / name / page).read_bytes() for name in ("first", "second"))
+        assert first == second
 
 
 def test_the_findings_say_what_the_numbers_say(reported):
@@ -156,6 +170,44 @@ def test_the_tables_hold_the_means_of_the_runs(runs, reported):
     assert found == mean_interval(values)
     assert f"{np.mean(values):.3f}" in text
     assert re.search(r"edco 24 192 \d+ 7\.2 k \d+ G \d+ % 12 s", text)
+
+
+def test_what_arms_cost_is_added_up_over_all_runs_and_devices(runs, reported):
+    _, text = reported
+    arms = {arm.name: arm for arm in read_arms([runs])}
+    found = cost(arms["uniform"].runs)  # two of 24 steps and one of 12, on 2 devices, 3 a cycle
+    assert found.wall_s == 1.5 * (8 + 8 + 4)
+    assert found.device_s == 2 * found.wall_s
+    assert found.flops == 3e9 * (24 + 24 + 12)
+    assert re.search(r"uniform 3 30 s 60 s", text)
+    assert re.search(r"all 10 ", text)
+
+
+def test_the_fields_in_which_arms_differ_are_told():
+    lora = {"type": "research.tuning.lora.Lora", "alpha": 8.0}
+    tunings = ({"type": "research.tuning.full.Full"}, {**lora, "rank": 4}, {**lora, "rank": 16})
+    arms = []
+    for number, tuning in enumerate(tunings):
+        held = {"name": str(number), "seed": number, "tuning": tuning, "sources": ["a", "b"]}
+        held |= {"schedule": {"type": "Cosine", "peak_lr": 10.0**-number}, "rows": 8}
+        arms.append(Arm(str(number), (Run(Path(), held, {}, (), (), (), (), ()),)))
+    told = settings.table(arms)
+    assert told.header == ("arm", "tuning", "schedule.peak_lr")
+    assert told.rows[0] == ("0", "Full", "1")
+    assert told.rows[2] == ("2", "Lora, rank 16", "0.01")
+    assert settings.table(arms[:1]) is None
+
+
+def test_a_hopeless_run_is_named_with_its_rung(tmp_path):
+    make_run(tmp_path, "random", 0, gain=0.0, scored=False)
+    workdir = make_run(tmp_path, "edco", 0, gain=0.0, scored=False, stop=6)
+    verdict = {"rung": 1, "rungs": 2, "step": 6, "metric": "restaurants/exact"}
+    verdict |= {"value": 0.1, "bar": 0.3}
+    (workdir / HOPELESS).write_text(json.dumps(verdict))
+    text = show(report([tmp_path], tmp_path))
+    assert "Left behind as hopeless at rung 1 (step 6), by restaurants/exact" in text
+    assert "not compared: edco seed 0." in text
+    assert "hopeless, rung 1 of 2" in (tmp_path / "report.html").read_text()
 
 
 def test_arms_come_in_the_order_of_paths_and_then_as_they_were_begun(runs):
@@ -227,3 +279,162 @@ def test_names_cannot_break_the_page(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<b>bold" not in page
     assert "&lt;b&gt;bold &amp; loud" in page
+
+
+# The probe
+
+
+@pytest.fixture(scope="module")
+def edco(runs):
+    return next(arm for arm in read_arms([runs]) if arm.name == "edco")
+
+
+def test_rounds_are_told_as_they_were(edco):
+    run = edco.runs[0]
+    found = probe.openings(run)
+    first, second = run.rounds[:2]
+    assert [o.step for o in found] == [0, 6, 12, 18]
+    assert found[0].new == 1.0
+    assert np.isnan([found[0].kept, found[0].with_last]).all()
+    kept = set(first.selected.tolist()) & set(second.selected.tolist())
+    assert found[1].kept == pytest.approx(len(kept) / CHOSEN)
+    assert found[1].new == pytest.approx(1 - len(kept) / CHOSEN)
+    assert found[1].coverage == pytest.approx((2 * CHOSEN - len(kept)) / POOL)
+    assert found[1].pool == pytest.approx(second.scores.mean())
+    assert found[1].selected == pytest.approx(np.sort(second.scores)[-CHOSEN:].mean())
+    assert found[1].with_last == pytest.approx(
+        scipy.stats.spearmanr(first.scores, second.scores).statistic
+    )
+
+
+def test_only_what_was_measured_anew_says_how_unsure_the_model_is_now(tmp_path):
+    """A part is scored again: ranks and means are over that part, and no round repeats old ones."""
+    record = Record(tmp_path)
+    record.truncate_to(0)
+    (tmp_path / "experiment.json").write_text('{"experiment": {"name": "part", "seed": 0}}')
+    scores, chosen = np.arange(8.0), np.array([6, 7])
+    ages = np.zeros(8, int)
+    record.round(0, 0, score_X=scores, scored_round_X=ages, selected=chosen)
+    later, ages = scores.copy(), ages.copy()
+    later[:4], ages[:4] = [3.0, 2.0, 1.0, 0.0], 1
+    record.round(1, 5, score_X=later, scored_round_X=ages, selected=chosen)
+    record.round(2, 9, score_X=later, scored_round_X=ages, selected=chosen)
+    record.close()
+    (arm,) = read_arms([tmp_path])
+    _, anew, none = probe.openings(arm.runs[0])
+    assert (anew.measured, anew.pool, anew.with_last) == (4, 1.5, -1.0)
+    assert none.measured == 0
+    assert np.isnan([none.pool, none.with_last]).all()
+    assert none.selected == 6.5
+
+
+def test_quarters_are_cut_at_the_medians_of_each_round(edco):
+    run = edco.runs[1]
+    pairs = probe.pairs_of(run)
+    assert len(pairs) == len({(n, x) for n, x in zip(pairs.round, pairs.example, strict=True)})
+    for number in np.unique(pairs.round):
+        here = pairs.round == number
+        high = pairs.score[here] > np.median(pairs.score[here])
+        wrong = pairs.loss[here] > np.median(pairs.loss[here])
+        assert pairs.quarters()[here].tolist() == (2 * ~high + ~wrong).tolist()
+    for quarter in range(4):
+        places = probe.examples_of(pairs, quarter, 3)
+        assert set(pairs.quarters()[places]) == {quarter}
+        assert len(set(pairs.example[places])) == len(places) == 3
+    line = next(line for line in run.order if line["step"] == pairs.step[0])
+    flat = [x for row in line["rows"] for x in row]
+    losses = [x for row in run.losses[pairs.step[0] - 1]["loss_nats"] for x in row]
+    assert pairs.loss[0] == losses[flat.index(pairs.example[0])]
+
+
+def test_who_is_never_selected_is_shown_with_its_text(edco):
+    run = edco.runs[0]
+    counts = probe.times_selected(run)
+    assert counts.sum() == ROUNDS * CHOSEN
+    left = np.flatnonzero(counts == 0)
+    lowest = left[np.argmin(probe.mean_scores(run)[left])]
+    document = probe_page.page([edco], look_of([edco], "edco"))
+    tables = [table for section in document.sections for table in section.tables]
+    table = next(t for t in tables if t.title.startswith("Never selected") and "edco" in t.title)
+    assert table.rows[0][0] == f"id-{lowest}"
+    assert table.rows[0][-1] == f"ask {lowest} \N{RIGHTWARDS ARROW} say {lowest}"
+    share = f"{np.mean([np.mean(probe.times_selected(r) == 0) for r in edco.runs]):.0%}"
+    assert any(
+        s.startswith(f"{share} of the pool was never")
+        for x in document.sections
+        for s in x.sentences
+    )
+
+
+def test_every_figure_of_the_probe_says_what_it_shows(reported):
+    out, _ = reported
+    page = (out.parent / "probe.html").read_text()
+    captions = re.findall(r"<figcaption><b>Figure \d+.</b> (.*?)</figcaption>", page)
+    assert len(captions) > 8
+    assert all("?" in caption or "same question" in caption for caption in captions)
+    assert "<h2>uniform: round by round</h2>" in page  # chosen at random, and not scored
+    assert "uniform: unsure or wrong?" not in page
+
+
+def test_a_single_run_without_rounds_has_no_probe(tmp_path):
+    make_run(tmp_path, "plain", 0, gain=0.0, scored=False, stop=3)
+    report([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out" / "probe.html").exists()
+    assert "probe.html" not in (tmp_path / "out" / "report.html").read_text()
+
+
+# Budgets
+
+
+def curriculum(policy: str, budget: str) -> dict:
+    part = {"type": f"research.curriculum.policies.{policy}", "fraction": 0.25}
+    return {"policy": part, "budget": {"type": f"research.curriculum.budget.{budget}"}}
+
+
+def test_methods_stand_at_equal_steps_beside_equal_compute(tmp_path):
+    random, top = "round_wise_uniform.RoundWiseUniform", "top_fraction.TopFraction"
+    made = {
+        "random": (curriculum(random, "EqualSteps"), STEPS),
+        "edco": (curriculum(top, "EqualSteps"), STEPS),
+        "edco, compute": (curriculum(top, "EqualCompute"), 12),
+    }
+    for name, (described, steps) in made.items():
+        for seed in range(2):
+            workdir = make_run(tmp_path, name, seed, gain=0.1, scored=True, stop=steps)
+            experiment = {"name": name, "seed": seed, "clock": {"steps": steps}}
+            experiment["curriculum"] = described
+            (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+    arms = read_arms([tmp_path])
+    names = [tuple(arm.name for arm in pair) for pair in methods(arms)]
+    assert names == [("random", "random"), ("edco", "edco, compute")]
+    charged = {arm.name: arm.runs[0].flops()[1] > 0 for arm in arms}
+    assert charged == {"random": False, "edco": True, "edco, compute": True}
+    rows = compare(arms, "random")
+    table = tables.side_by_side(rows, methods(arms), "random")
+    equal, less = (next(r for r in rows if r.arm == name) for name in ("edco", "edco, compute"))
+    assert table.rows[0] == ("random", *("24", "control", MISSING) * 2)
+    assert table.rows[1][:2] == ("edco", "24")
+    assert table.rows[1][3:5] == (p_value(equal.corrected), "12")
+    assert table.rows[1][2] != table.rows[1][5]
+    assert table.rows[1][6] == p_value(less.corrected)
+
+
+def test_yes_no_items_are_told_what_they_could_have_shown(tmp_path):
+    for arm, right in (("a", 40), ("b", 30)):
+        for seed in range(2):
+            workdir = tmp_path / arm / str(seed)
+            record = Record(workdir)
+            record.truncate_to(0)
+            experiment = {"name": arm, "seed": seed, "clock": {"steps": 1}}
+            (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+            rows = tuple({"id": str(i), "accuracy": float(i < right + seed)} for i in range(ITEMS))
+            estimate = ratio_interval([row["accuracy"] for row in rows], np.ones(ITEMS))
+            record.metrics(1, {"loss_nats": 1.0})
+            record.evaluation(1, Evaluation(name="q", metrics={"accuracy": estimate}, rows=rows))
+            record.close()
+    standing = compare(read_arms([tmp_path]), "a")[1]
+    assert standing.disagreement == pytest.approx(10 / ITEMS)
+    text = show(report([tmp_path], tmp_path / "out", control="a"))
+    unpaired = f"{detectable_difference(40.5 / ITEMS, ITEMS):.3f}"
+    paired = f"{detectable_paired_difference(10 / ITEMS, ITEMS):.3f}"
+    assert f"b accuracy on q {ITEMS} {unpaired} 21% {paired}" in text

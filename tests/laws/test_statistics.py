@@ -208,7 +208,9 @@ def test_two_rates_need_as_many_items_as_the_published_tables_say():
 def test_with_230_items_nobody_sees_less_than_13_points_unpaired():
     assert 100 * detectable_difference(0.43, 230) == pytest.approx(13, abs=0.1)
     assert unpaired_items(0.4043, 0.4696) > 900  # 40.43 against 46.96, as was published
-    assert detectable_difference(0.99, 20) == float("inf")
+    falls = detectable_difference(0.99, 20)  # a rise by a point cannot show
+    assert unpaired_items(0.99, 0.99 - falls) == pytest.approx(20)
+    assert detectable_difference(0.5, 3) == float("inf")
 
 
 @pytest.mark.parametrize(("rate", "items"), [(0.0, 61), (0.2, 230), (0.43, 1_009)])
