@@ -13,7 +13,7 @@ MOST_COLUMNS = 8
 
 
 def table(arms: Sequence[Arm]) -> Table | None:
-    """Tabulate the fields in which arms differ; None where there are none, or nothing to compare."""
+    """Tabulate the fields in which arms differ; None where there are none."""
     shown = [arm.runs[0].experiment for arm in arms]
     known = [{k: v for k, v in experiment.items() if k not in SAME} for experiment in shown]
     paths = differing(known) if len(arms) > 1 else []
@@ -33,11 +33,11 @@ def differing(values: Sequence[Any], path: tuple[str, ...] = ()) -> list[tuple[s
     """Give the deepest paths at which described values differ; parts of other types are whole."""
     if all(value == values[0] for value in values):
         return []
-    if all(isinstance(value, Mapping) for value in values):
-        if len({value.get("type") for value in values}) == 1:
-            keys = dict.fromkeys(key for value in values for key in value)
-            below = [differing([v.get(key) for v in values], (*path, key)) for key in keys]
-            return [found for each in below for found in each]
+    types = [value.get("type") for value in values if isinstance(value, Mapping)]
+    if len(types) == len(values) and len(set(types)) == 1:
+        keys = dict.fromkeys(key for value in values for key in value)
+        below = [differing([v.get(key) for v in values], (*path, key)) for key in keys]
+        return [found for each in below for found in each]
     if all(isinstance(value, list) and len(value) == len(values[0]) for value in values):
         below = [
             differing([value[index] for value in values], (*path, str(index)))
