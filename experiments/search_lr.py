@@ -7,8 +7,11 @@ Method: 12 trials over peak_lr (1e-4 to 1e-1, logarithmic) x {full, LoRA of rank
   by test loss on held-out data sheets. The same test sheets choose and judge, so the loss of the
   best trial is a little too good; a comparison of methods would need a third set.
 Expectation: full fine-tuning near 3e-3; LoRA needs a rate several times higher and comes close.
-Command: maktab sweep experiments/search_lr.py --jobs 2
-Result: not run yet.
+Command: maktab sweep experiments/search_lr.py --jobs 2   (pip install 'maktab[search]')
+Result: Full fine-tuning at 3.1e-3: 0.827 nats [0.757, 0.898] from 4.509 (8.1e-3: 0.859, 1.4e-3:
+  0.946). The best LoRA, rank 16 at 8.3e-3, is 0.16 nats behind, though with few trials.
+  Above 3e-2 and below 2e-4 everything was left behind. Halving made 280 of 480 steps and 2.65 of
+  4.7 TFLOP; 8 of 12 trials were hopeless, 4 at the first rung.
 """
 
 from __future__ import annotations
