@@ -61,28 +61,28 @@ def side_by_side(
     """Tabulate one evaluation's tested metric at equal steps beside equal compute."""
     by_arm, first = {row.arm: row for row in rows}, rows[0]
 
-    def cells(arm: Arm | None) -> tuple[str, ...]:
+    def cells(arm: Arm | None) -> tuple[str, str]:
         row = None if arm is None else by_arm.get(arm.name)
-        if arm is None or row is None:
-            return (MISSING,) * 3
-        steps = listed([str(n) for n in sorted({run.last_step for run in arm.finished})])
+        if row is None or row.difference is None:
+            return ("control" if row and row.arm == control else MISSING), MISSING
         found = row.difference
-        if found is None:
-            return steps, "control" if arm.name == control else MISSING, MISSING
-        difference = f"{signed(found.value)} {interval(found.low, found.high)}"
-        return steps, difference, p_value(row.corrected)
+        return f"{signed(found.value)} {interval(found.low, found.high)}", p_value(row.corrected)
+
+    def steps(arm: Arm | None) -> str:
+        return listed(
+            [str(n) for n in sorted({run.last_step for run in arm.finished})] if arm else []
+        )
 
     body = tuple(
-        (next(arm.name for arm in pair if arm), *cells(pair[0]), *cells(pair[1]))
+        (next(arm.name for arm in pair if arm), *cells(pair[0]), *cells(pair[1]), steps(pair[1]))
         for pair in methods
         if any(arm and arm.name in by_arm for arm in pair)
     )
     return Table(
-        title=f"{first.metric} on {first.evaluation}: each method with as many steps as the "
-        f"control, and with as much compute; differences to {control}.",
+        title=f"{first.metric} on {first.evaluation}, difference of each method to {control}: with "
+        "as many steps, and with as much compute.",
         header=(
-            "method", "equal steps", "difference", "p, Holm",
-            "equal compute", "difference", "p, Holm",
+            "method", "at equal steps", "p, Holm", "at equal compute", "p, Holm", "its steps",
         ),
         rows=body,
         note="Equal compute: scoring is paid for with steps; a method that is charged none stands "
