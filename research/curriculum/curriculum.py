@@ -244,12 +244,18 @@ class Curriculum:
             selection; None: one group, the policy alone decides.
 
         Raises:
-          ValueError: a group is too small for what the rounds take from it.
+          ValueError: a group is too small for what the rounds take from it, or there is one group
+            and a policy that divides rounds among groups.
         """
         groups = np.zeros(num_examples) if group_X is None else group_X
         groups = np.asarray(groups).astype(np.int32)
         shares = np.asarray([1.0] if share_G is None else share_G, np.float64)
         shares = shares / shares.sum()
+        if isinstance(self.policy, Mixing) and len(shares) < 2:
+            raise ValueError(
+                f"{type(self.policy).__name__} moves the shares of weighted sources, and there is "
+                "one group; give data.sources as Weighted(source=..., weight=...), two at least"
+            )
         self._check_groups(np.bincount(groups, minlength=len(shares)), shares)
         return PoolState(
             score_X=np.full(num_examples, np.nan, np.float32),

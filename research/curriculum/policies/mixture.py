@@ -70,17 +70,8 @@ class Mixture:
         return not self.policy.uses_scores or self.policy.takes_unscored
 
     def mix(self, state: PoolState) -> Float[np.ndarray, " G"]:
-        """Give the new shares.
-
-        Raises:
-          ValueError: there is one source, or they have no weights.
-        """
+        """Give the new shares."""
         num_groups = len(state.share_G)
-        if num_groups < 2:
-            raise ValueError(
-                "Mixture moves the shares of weighted sources, and there is one group; give "
-                "data.sources as Weighted(source=..., weight=...), two at least"
-            )
         score_X = np.maximum(rounded(state.score_X), 0.0)
         excess_G = np.zeros(num_groups)
         for group in range(num_groups):
