@@ -12,7 +12,7 @@ import numpy as np
 
 from research.core.generation import Sampling
 from research.core.parts import vary
-from research.core.protocols import Estimator
+from research.core.protocols import Delegating, Differentiating, Estimator
 from research.core.records import Batch, Learner
 from research.experiment import Experiment
 from research.models.attention.blockwise import Blockwise
@@ -109,8 +109,8 @@ def plan(
     learner, frozen = site.state()
     planned = []
     for name in programs:
-        if name == "scoring" and experiment.curriculum.scorer is None:
-            notes = (*notes, "this run scores nothing, so no scoring step was planned")
+        if name == "scoring" and (missing := unplanned_scoring(experiment)):
+            notes = (*notes, missing)
             continue
         planned.append(getattr(site, name)(learner, frozen))
         watch(planned[-1])
@@ -127,6 +127,16 @@ def plan(
         largest_arguments=largest_of((learner, frozen)),
         notes=notes,
     )
+
+
+def unplanned_scoring(experiment: Experiment) -> str:
+    """Say why no scoring step is planned; "" where one is."""
+    scorer, asked = experiment.curriculum.scorer, experiment.curriculum.measured
+    if isinstance(scorer, Differentiating):
+        return "scoring takes gradients of single rows, one at a time; it was not planned"
+    if scorer is None and any(isinstance(measure, Delegating) for measure in asked):
+        return "another model scores, once; that was not planned"
+    return "" if scorer else "this run scores nothing, so no scoring step was planned"
 
 
 def for_devices(experiment: Experiment, topology: Topology) -> tuple[Experiment, tuple[str, ...]]:
