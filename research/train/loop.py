@@ -265,6 +265,7 @@ def open_round(
         scored_round_X=held.scored_round_X,
         times_used_X=held.times_used_X,
         share_G=held.share_G,
+        memory=held.memory,
         selected=held.queue,
     )
     learner = state.learner
