@@ -20,7 +20,7 @@ from research.experiment import Experiment
 from research.sweep.agenda import Agenda, Judge, Task, Verdict
 from research.sweep.halving import Halving
 from research.sweep.plan import Arm, Arms, Search, Sweep, by_seed, is_maximised, key_of
-from research.sweep.standing import described_in, mark_hopeless, stand
+from research.sweep.standing import described_in, holder, mark_hopeless, stop
 from research.train.provenance import is_finished
 
 WAIT_S = 1.0  # between looks at a folder in which others work
@@ -49,7 +49,7 @@ class Scheduler:
         self._done: set[Path] = set()
         self._judged: set[Path] = set()
         self._begun = False
-        self._before: dict[Path, str] = {}
+        self._before: dict[Path, tuple[str, str] | None] = {}
         self.batches: list[list[Arm]] = []
         self._open(sweep.batch((), self._held))
 
@@ -114,7 +114,7 @@ class Scheduler:
         """
         self._say_best(self._look())
         stopped = {
-            workdir: self._stops.get(workdir) or stand(workdir).why
+            workdir: self._stops.get(workdir) or (stop(workdir) or ("", ""))[1]
             for _, _, workdir in self.rows()
             if self._stopped(workdir)
         }
@@ -132,14 +132,15 @@ class Scheduler:
     def _choose(self, tasks: Sequence[Task]) -> Task | float:
         """Take the first run that nobody holds; else one whose holder, elsewhere, may be gone."""
         now = time.monotonic()
-        mine = [t for t in tasks if t.workdir not in self._running]
-        due = [t for t in mine if self._later.get(t.workdir, now) <= now]
-        standings = {task.workdir: stand(task.workdir) for task in due}
-        free = [task for task in due if standings[task.workdir].state != "held"]
-        doubtful = [task for task in due if not standings[task.workdir].here]
-        if free or (doubtful and not self._running):
-            return (free or doubtful)[0]
-        return WAIT_S
+        doubtful = None
+        for task in tasks:
+            if task.workdir in self._running or self._later.get(task.workdir, now) > now:
+                continue
+            held = holder(task.workdir)
+            if held == "nobody":
+                return task
+            doubtful = doubtful or (task if held == "elsewhere" else None)
+        return WAIT_S if self._running or doubtful is None else doubtful
 
     def _open(self, batch: list[Arm]) -> None:
         """Take in a batch, with what is known of its runs before this command does anything."""
@@ -147,7 +148,7 @@ class Scheduler:
         keys = [key_of(run) for run in self.runs]
         for _, run in by_seed(batch):
             workdir = self._folder / key_of(run)
-            self._before[workdir] = stand(workdir).start
+            self._before[workdir] = stop(workdir)
             if self._finished(run, workdir):
                 number = f"[{keys.index(key_of(run)) + 1}/{len(keys)}]"
                 self._say(f"{number} {run.name}, seed {run.seed}: finished before")
@@ -159,10 +160,8 @@ class Scheduler:
 
     def _stopped(self, workdir: Path) -> bool:
         """Whether a run has stopped since this command looked at it first."""
-        if workdir in self._stops:
-            return True
-        found = stand(workdir)
-        return found.state == "stopped" and found.start != self._before.get(workdir, "")
+        found = stop(workdir)
+        return workdir in self._stops or (found is not None and found != self._before.get(workdir))
 
     def _held(self, name: str) -> Any:
         """Give what experiment was begun in an arm's folder, if any was."""

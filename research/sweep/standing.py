@@ -29,18 +29,12 @@ class Standing:
     Attributes:
       state: "held": a process runs it, as far as can be seen; "left": begun, and nobody runs it;
         "stopped": so is this one, and it ended by an error.
-      start: names the start that the state is of.
-      why: the error it ended by.
-      here: the process that holds it is known to live, since it is on this machine.
-      doing: what that process does.
+      doing: what the process that holds it does.
       left_s: the time it will take, if it goes on as it went.
       evaluation: what its first evaluator said last.
     """
 
     state: State
-    start: str = ""
-    why: str = ""
-    here: bool = False
     doing: str = ""
     step: int = 0
     steps: int | None = None
@@ -54,14 +48,9 @@ def stand(workdir: Path) -> Standing:
     """Read where a run stands."""
     pulse = read(file_of(workdir / FOLDER, 0))
     described = described_in(workdir)
-    who: dict[str, Any] = {
-        "start": str(pulse.get("start", "")),
-        "why": str(pulse.get("left", {}).get("why", "")),
-        "doing": str(pulse.get("doing", "")),
-        "here": _lives(pulse),
-    }
+    doing = str(pulse.get("doing", ""))
     if described is None:
-        return Standing(state="held" if _holds(pulse) else "waiting", **who)
+        return Standing(state="held" if _holds(pulse) else "waiting", doing=doing)
     steps = described["experiment"]["clock"]["steps"]
     metrics, timing = tail(workdir / "metrics.jsonl"), tail(workdir / "timing.jsonl")
     step = int(metrics[-1]["step"]) if metrics else 0
@@ -73,8 +62,23 @@ def stand(workdir: Path) -> Standing:
         tokens_per_s=timing[-1].get("tokens_per_s") if timing else None,
         left_s=_left_s(timing, steps),
         evaluation=_last_evaluation(workdir),
-        **who,
+        doing=doing,
     )
+
+
+def holder(workdir: Path) -> Literal["nobody", "here", "elsewhere"]:
+    """Say who runs in a folder: a process of this machine that lives, or perhaps one of another."""
+    pulse = read(file_of(workdir / FOLDER, 0))
+    if not _holds(pulse):
+        return "nobody"
+    return "here" if _lives(pulse) else "elsewhere"
+
+
+def stop(workdir: Path) -> tuple[str, str] | None:
+    """Give (start, why) of the last start of a run, if it ended by an error."""
+    pulse = read(file_of(workdir / FOLDER, 0))
+    left = pulse.get("left") or {}
+    return (pulse["start"], left["why"]) if left.get("code") == STOPPED else None
 
 
 def _state(workdir: Path, pulse: Mapping[str, Any]) -> State:

@@ -15,6 +15,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from configs import curricula
 from launch.runs import run
 from launch.sweep import Scheduler, SweepError, adapted, run_sweep
 from launch.sweep_board import table
@@ -26,15 +27,17 @@ from research.evaluate.likelihood import Likelihood
 from research.optimizers.schedules import Constant
 from research.report.runs import read_arms
 from research.sweep.halving import Halving
+from research.sweep.kfold import kfold
 from research.sweep.methods import Random
 from research.sweep.plan import Arms, Search
 from research.sweep.space import LogUniform
 from research.sweep.standing import stand
+from research.train.prepare import prepare
 from research.train.step import compile_step
 from research.train.watchdog import FOLDER, file_of, myself, write
 from research.tuning.lora import Lora
 from tests.flow.crew import ONE_DEVICE, ROOT, until
-from tests.flow.runs import tiny_run
+from tests.flow.runs import NUM_EXAMPLES, tiny_run
 
 ONE_CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE}
 METRIC = "test/loss_nats"
@@ -44,6 +47,7 @@ RATES = {"low": 1e-5, "good": 3e-2, "fair": 3e-3, "least": 1e-6}
 def judged_run(folder: Path, **clock: int):
     """Give a LoRA run of 8 steps that is evaluated on its own rows every 2."""
     changes = {
+        "curriculum": curricula.random(),
         "tuning": Lora(rank=3, dropout=0.1),
         "schedule": Constant(peak_lr=1e-3),
         "clock": Clock(**{"steps": 8, "cycle_steps": 2, "evaluate_every": 1, **clock}),
@@ -156,6 +160,16 @@ def test_a_search_leaves_runs_and_names_the_best(tmp_path):
     assert list(found) == ["tiny-0000", "tiny-0001", "tiny-0002"]
     assert f"best of 3: {min(found, key=found.get)} (peak_lr" in said
     assert sweep_in(tmp_path / "runs", search).count("finished before") == 3
+
+
+def test_the_folds_of_an_experiment_can_be_run(tmp_path):
+    base = judged_run(tmp_path)
+    whole = vary(base, {"data.pack": False, "max_leaked_fraction": 0.0})
+    folds = [prepare(run) for run in kfold(whole, 3)]
+    held = [NUM_EXAMPLES - len(prepared.pool) for prepared in folds]
+    assert sum(held) == NUM_EXAMPLES
+    assert min(held) > 0
+    assert not any(prepared.leaks for prepared in folds)
 
 
 # Who holds what
