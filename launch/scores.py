@@ -54,10 +54,24 @@ class ScoresFile:
         append(self.path, [encode(line) for line in lines])
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Give the lines of the rows."""
+        """Give the lines of the rows.
+
+        Raises:
+          ValueError: a line is not that of its row.
+        """
         with self.path.open("rb") as file:
             file.readline()
-            yield from map(json.loads, file)
+            for row, line in enumerate(file):
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    found = {}
+                if not isinstance(found, dict) or found.get("row") != row:
+                    raise ValueError(
+                        f"{self.path}:{row + 2}: expected the scores of row {row}; it is damaged, "
+                        "or two commands wrote to it: remove it, and begin again"
+                    )
+                yield found
 
     def signals(self, measured: int, rows: int) -> np.ndarray:
         """Give the signals [measured, rows] in float32; NaN where a row is bad."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ from rich.console import Console
 
 from launch.expressions import estimator_named, policy_named
 from launch.opened import Found, find
-from launch.progress import bar
+from launch.progress import Advance, bar
 from launch.rows import data_of, require_out, source_of
 from launch.scores import ScoresFile
 from research.core.parts import describe
+from research.core.protocols import Delegating
 from research.curriculum.budget import EqualSteps
 from research.curriculum.curriculum import Curriculum
 from research.data.stream import shards, survey
@@ -28,6 +30,7 @@ from research.report.lines import encode
 from research.score.stream import score_shards
 
 SHARD_ROWS = 4_096  # as many as `maktab score` runs at once, so that both give the same bits
+LINES = 20  # in a log, of progress
 NAMED = 8  # bad rows in a message
 DECIDING = ("row_tokens", "truncate", "batch_rows", "shard_rows", "seed")  # of scores, in Reading
 
@@ -110,9 +113,14 @@ def select(
     asked = {
         "data": digest,
         "model": fingerprint(found.path),
-        "adapter": adapter,
+        "adapter": adapter and weights_digest(Path(adapter)),
         "dtype": dtype,
         "measured": describe(curriculum.measured),
+        "other_models": [
+            term.model.resolve().fingerprint
+            for term in curriculum.measured
+            if isinstance(term, Delegating)
+        ],
         **{name: getattr(reading, name) for name in DECIDING},
     }
     scores = ScoresFile(beside, asked, shard_rows)
@@ -124,6 +132,14 @@ def select(
     kept_X[chosen] = True
     copy_rows(data, out, kept_X)
     return Selected(rows=len(chosen), of=rows, bad=int(bad_X.sum()))
+
+
+def weights_digest(adapter: Path) -> str:
+    """Hash the files that an adapter's folder declares itself and its weights in."""
+    content = hashlib.sha256()
+    for file in sorted([*adapter.glob("*.safetensors"), *adapter.glob("*.json")]):
+        content.update(file.name.encode() + file.read_bytes())
+    return f"sha256:{content.hexdigest()}"
 
 
 def curriculum_of(estimator: str, settings: Sequence[str], policy: str) -> Curriculum:
@@ -171,32 +187,48 @@ def score_file(
         return
     if done:
         console.print(f"going on at row {done:,} of {reading.rows:,}", highlight=False)
-    opened = found.load(console)
-    data = data_of(
-        source_of(reading.path),
-        found,
-        row_tokens=reading.row_tokens,
-        truncate=reading.truncate,
-        rows=reading.batch_rows,
-    )
     with bar(console, "scoring", before=done) as advance:
-        for lines in score_shards(
-            curriculum,
-            opened.model,
-            opened.params,
-            opened.tokenizer,
-            data,
-            shards(reading.path, reading.shard_rows, done),
-            usable_before=done - len(bad),
-            key=jax.random.key(reading.seed),
-            place=opened.place,
-            stop_ids=opened.stop_ids,
-            rows_per_batch=reading.batch_rows,
-            watch=lambda n: advance(done + n, reading.rows),
-        ):
+        for lines in _scored(curriculum, found, reading, done, len(bad), advance, console):
             bad += [line["bad"] for line in lines if "bad" in line]
             _refuse(bad, reading)
             scores.extend(lines)
+            done += len(lines)
+            due = done * LINES // reading.rows > (done - len(lines)) * LINES // reading.rows
+            if due and not console.is_terminal:
+                console.print(f"scored {done:,} of {reading.rows:,} rows", highlight=False)
+
+
+def _scored(
+    curriculum: Curriculum,
+    found: Found,
+    reading: Reading,
+    done: int,
+    bad: int,
+    advance: Advance,
+    console: Console,
+) -> Iterator[list[dict[str, Any]]]:
+    """Read the weights, and score what comes after the first `done` rows, a shard at a time."""
+    opened = found.load(console)
+    return score_shards(
+        curriculum,
+        opened.model,
+        opened.params,
+        opened.tokenizer,
+        data_of(
+            source_of(reading.path),
+            found,
+            row_tokens=reading.row_tokens,
+            truncate=reading.truncate,
+            rows=reading.batch_rows,
+        ),
+        shards(reading.path, reading.shard_rows, done),
+        usable_before=done - bad,
+        key=jax.random.key(reading.seed),
+        place=opened.place,
+        stop_ids=opened.stop_ids,
+        rows_per_batch=reading.batch_rows,
+        watch=lambda more: advance(done + more, reading.rows),
+    )
 
 
 def _refuse(bad: Sequence[str], reading: Reading) -> None:

@@ -81,9 +81,9 @@ def openings(run: Run) -> list[Opening]:
     return found
 
 
-def by_round(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
+def by_round(told: Sequence[Sequence[Opening]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Give (round numbers, values [runs, rounds]) of a field of `Opening`; NaN where missing."""
-    series = [{o.number: getattr(o, name) for o in openings(run)} for run in runs]
+    series = [{o.number: getattr(o, name) for o in opened} for opened in told]
     numbers = sorted(set().union(*series))
     values = [[found.get(number, np.nan) for number in numbers] for found in series]
     return np.asarray(numbers), np.asarray(values, np.float64)

@@ -22,7 +22,7 @@ from research.report.drawing import (
     over_runs,
     shade,
 )
-from research.report.probe import Pairs
+from research.report.probe import Opening, Pairs
 from research.report.runs import Arm, Run
 
 POOL, SELECTED, LEFT_OUT = "#8b96a3", "#D55E00", "#0072B2"
@@ -78,10 +78,10 @@ def _banded(
     shade(axes, x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), look)
 
 
-def spread(arm: Arm) -> bytes:
+def spread(arm: Arm, told: Sequence[Sequence[Opening]]) -> bytes:
     """Draw an arm's scores: quantiles by round with what was selected, and two whole rounds."""
     figure, (by_round, whole) = canvas(2, width=7.0, height=3.0)
-    _quantiles(by_round, arm.runs)
+    _quantiles(by_round, arm.runs, told)
     _histograms(whole, arm.runs)
     by_round.set(xlabel="round", ylabel=probe.label_of(arm.runs[0]))
     by_round.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -96,9 +96,9 @@ def spread(arm: Arm) -> bytes:
     return encoded(figure)
 
 
-def _quantiles(axes: Axes, runs: Sequence[Run]) -> None:
-    numbers, pool = probe.by_round(runs, "pool")
-    _, selected = probe.by_round(runs, "selected")
+def _quantiles(axes: Axes, runs: Sequence[Run], told: Sequence[Sequence[Opening]]) -> None:
+    numbers, pool = probe.by_round(told, "pool")
+    _, selected = probe.by_round(told, "selected")
     length = min(len(run.rounds) for run in runs)
     known = [
         [_percentiles(run.rounds[index].scores, (5, 25, 75, 95)) for index in range(length)]
@@ -147,18 +147,18 @@ def _histograms(axes: Axes, runs: Sequence[Run]) -> None:
     entitle(axes, "First and last round")
 
 
-def choice(arm: Arm, look: dict) -> bytes:
+def choice(arm: Arm, told: Sequence[Sequence[Opening]], look: dict) -> bytes:
     """Draw what was new in each round, how much of the pool was reached, and whether ranks hold."""
     figure, (new, reached, ranks) = canvas(3, width=7.0, height=2.7)
-    numbers, values = probe.by_round(arm.runs, "new")
+    numbers, values = probe.by_round(told, "new")
     _banded(new, numbers, values, look, arm.name)
-    numbers, values = probe.by_round(arm.runs, "coverage")
+    numbers, values = probe.by_round(told, "coverage")
     _banded(reached, numbers, values, look, arm.name)
     untouched = 1 - _chance_of_reach(arm.runs)
     chance = {"color": "#999999", "linestyle": ":", "lw": 1.2, "label": "random choice"}
     new.plot(numbers, np.concatenate([[1.0], untouched[:-1]]), **chance)
     reached.plot(numbers, 1 - untouched, **chance)
-    numbers, values = probe.by_round(arm.runs, "with_last")
+    numbers, values = probe.by_round(told, "with_last")
     if np.isfinite(values).any():
         _banded(ranks, numbers, values, look, arm.name)
         ranks.axhline(0, color=INK, lw=0.7, ls=":")

@@ -19,7 +19,7 @@ from research.report.document import (
     listed,
     number,
 )
-from research.report.probe import QUARTERS, Pairs
+from research.report.probe import QUARTERS, Opening, Pairs
 from research.report.runs import Arm, Run
 
 SHOWN = 3  # examples of each quarter
@@ -94,36 +94,47 @@ def _collapse(arms: Sequence[Arm], look: Mapping[str, dict]) -> Section:
         )
     return Section(
         heading="Does the model's uncertainty collapse?",
-        sentences=tuple(_fall(arm) for group in groups_of(arms) for arm in group),
+        sentences=tuple(said for group in groups_of(arms) for said in _falls(group)),
         plots=tuple(p for p in drawn if p),
     )
 
 
-def _fall(arm: Arm) -> str:
-    """Say how far the pool's mean score went from its first to its last measurement."""
-    ends = []
-    for run in arm.runs:
-        known = [opened for opened in probe.openings(run) if np.isfinite(opened.pool)]
-        ends.append((known[0].pool, known[-1].pool))
-    first, last = np.transpose(ends)
-    if np.array_equal(first, last):
-        return f"{arm.name}: the pool was scored once, at {number(float(first.mean()))}."
-    change = mean_interval(last - first)
-    return (
-        f"{arm.name}: the pool's mean score went from {number(float(first.mean()))} to "
-        f"{number(float(last.mean()))}, a change of {estimate(change)} over {len(ends)} "
-        f"seed{'s' * (len(ends) > 1)}, between the first and the last time it was scored."
-    )
+def _falls(arms: Sequence[Arm]) -> list[str]:
+    """Say how far the pool's mean score went in each arm, and how far that is from the first's."""
+    ends = {arm.name: {run.seed: _ends(run) for run in arm.runs} for arm in arms}
+    said, first = [], arms[0].name
+    for name, by_seed in ends.items():
+        begun, ended = np.transpose(list(by_seed.values()))
+        if np.array_equal(begun, ended):
+            said.append(f"{name}: the pool was scored once, at {number(float(begun.mean()))}.")
+            continue
+        shared = [seed for seed in by_seed if seed in ends[first]]
+        beside = ""
+        if name != first and shared:
+            apart = mean_interval([by_seed[seed][1] - ends[first][seed][1] for seed in shared])
+            beside = f"; at the end it is {estimate(apart)} from {first}, seed by seed"
+        said.append(
+            f"{name}: the pool's mean score went from {number(float(begun.mean()))} to "
+            f"{number(float(ended.mean()))}, a change of {estimate(mean_interval(ended - begun))} "
+            f"over {len(by_seed)} seed{'s' * (len(by_seed) > 1)}{beside}."
+        )
+    return said
+
+
+def _ends(run: Run) -> tuple[float, float]:
+    """Give the pool's mean score at its first and its last measurement."""
+    known = [opened.pool for opened in probe.openings(run) if np.isfinite(opened.pool)]
+    return known[0], known[-1]
 
 
 def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     """Give an arm's sections: its rounds, score against loss, who is left out."""
-    drawn = []
+    drawn, told = [], [probe.openings(run) for run in arm.runs]
     if probe.scored([arm]):
         drawn.append(
             plot(
                 f"scores-{arm.name}",
-                probe_figures.spread(arm),
+                probe_figures.spread(arm, told),
                 "How unsure is the model, and what is it trained on? Left: scores by round; grey "
                 "holds the middle 90 % and 50 % of the pool, the lines are the means of the pool "
                 "and of what was selected, so their distance is how picky the choice was. Right: "
@@ -134,7 +145,7 @@ def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     drawn.append(
         plot(
             f"choice-{arm.name}",
-            probe_figures.choice(arm, look[arm.name]),
+            probe_figures.choice(arm, told, look[arm.name]),
             "Does the choice move through the pool? Left: the share of a round's selection that no "
             "earlier round had. Middle: the share of the pool that any round so far had. Right: "
             "the rank correlation of each example's new score with its last one; near 1 the model "
@@ -144,7 +155,9 @@ def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     )
     sections = [
         Section(
-            heading=f"{arm.name}: round by round", tables=(rounds_table(arm),), plots=tuple(drawn)
+            heading=f"{arm.name}: round by round",
+            tables=(rounds_table(arm, told),),
+            plots=tuple(drawn),
         )
     ]
     found = [probe.pairs_of(run) for run in arm.runs]
@@ -153,10 +166,10 @@ def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     return [*sections, *_left_out(arm)]
 
 
-def rounds_table(arm: Arm) -> Table:
+def rounds_table(arm: Arm, told: Sequence[Sequence[Opening]]) -> Table:
     """Tabulate an arm's rounds, means over seeds."""
     columns = ("step", "measured", "pool", "selected", "new", "kept", "coverage", "with_last")
-    values = {name: probe.by_round(arm.runs, name) for name in columns}
+    values = {name: probe.by_round(told, name) for name in columns}
     numbers = values["step"][0]
 
     def shown(name: str, index: int) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from launch.expressions import estimator_named
 from launch.opened import find
 from launch.rows import open_rows
+from launch.score import asking_the_model
 from launch.select import select
 from research.core.parts import parse_part
 from research.curriculum.estimators.length import Length
@@ -243,6 +244,24 @@ def test_scores_of_something_else_are_not_gone_on_with(data, tmp_path):
         chosen(data, out)
 
 
+def test_scores_that_two_commands_wrote_are_refused(data, tmp_path):
+    out = tmp_path / "subset.jsonl"
+    chosen(data, out)
+    header, *rest = beside(out).read_text().splitlines(keepends=True)
+    beside(out).write_text(header + "".join([*rest[:SHARD], *rest[:SHARD], *rest[2 * SHARD :]]))
+    with pytest.raises(ValueError, match=rf"scores.jsonl:{SHARD + 2}: expected the scores of row"):
+        chosen(data, out)
+
+
+def test_another_model_is_asked_and_named_by_its_weights(data, tmp_path):
+    out = tmp_path / "subset.jsonl"
+    reference = f"ExcessLoss(reference=Pretrained(folder={str(MODEL)!r}))"
+    chosen(data, out, estimator=reference)
+    header, *rows = lines(beside(out))
+    assert all(line["signals"][0] == line["signals"][1] for line in rows)  # it is the model itself
+    assert header["other_models"] == [header["model"]]
+
+
 # What cannot be used
 
 
@@ -291,6 +310,12 @@ def test_an_expression_of_parts_is_the_part():
     known["standardised"] = standardised
     written = parse_part("-standardised(Loss) / 2 < standardised(Length())", known)
     assert written == (-standardised(TeacherForcedLoss()) / 2 < standardised(Length()))
+
+
+def test_score_takes_parts_too_but_no_combinations():
+    assert asking_the_model("TeacherForcedLoss", ()) == asking_the_model("loss", ())
+    with pytest.raises(ValueError, match="maktab select"):
+        asking_the_model(ENTROPY_AND_LENGTH, ())
 
 
 # At scale
