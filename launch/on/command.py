@@ -33,7 +33,7 @@ def launch(
         bool, typer.Option("--dry-run", help="Print the commands and files; create nothing.")
     ] = False,
     each: Annotated[
-        bool, typer.Option("--each", help="slurm, gke: every run of a sweep is a job of its own.")
+        bool, typer.Option("--each", help="Every run of a sweep is a job of its own.")
     ] = False,
     name: Annotated[
         str | None, typer.Option(help="What its name begins with.", show_default="FILE")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.experiment_file import load_config, load_sweep
+from launch.on.each import launch_each
 from launch.on.gke import Gke
 from launch.on.job import NAME, NAME_LENGTH, Job, Place, Say, require_tools, write
 from launch.on.local import Local
@@ -89,7 +90,7 @@ def launch(
         raise ValueError(f"{here} is not in {checkout}, the experiment's checkout; launch there")
     check_workdir(parsed["workdir"], place.installs)
     found, needed = runs_of(experiment, verb, parsed)
-    ends = ends_of(place, experiment, verb, parsed) if each else [()]
+    ends = ends_of(place, experiment, verb, parsed) if each else []
     snapshot = take(
         checkout,
         also=[experiment],
@@ -108,7 +109,9 @@ def launch(
         max_restarts=max_restarts,
         place=describe(place),
     )
-    jobs = [dataclasses.replace(job, words=(*job.words, *end)) for end in ends]
+    jobs = [dataclasses.replace(job, words=(*job.words, *end)) for end in ends] or [job]
+    if each and place.stays and not dry_run:
+        return launch_each([key for _, key in ends], job.title, sys.argv[1:], say)
     return max(begin(place, job, dry_run=dry_run, say=say) for job in jobs)
 
 
@@ -140,20 +143,17 @@ def runs_of(
 
 def ends_of(
     place: Place, experiment: Path, verb: str, parsed: Mapping[str, Any]
-) -> list[tuple[str, ...]]:
+) -> list[tuple[str, str]]:
     """Give what ends the command of each run of a sweep.
 
     Raises:
-      ValueError: it is no sweep, its runs depend on one another, or the place runs one job at a
-        time.
+      ValueError: it is no sweep, its runs depend on one another, or the place is this machine.
     """
     if verb != "sweep":
         raise ValueError("--each is for a sweep: maktab launch --on PLACE --each FILE.py sweep")
-    if place.stays:
+    if isinstance(place, Local):
         raise ValueError(
-            "--each is for places that queue jobs (slurm, gke); here a launch stays until its job "
-            "is over. Begin one for each run, with `sweep --only NAME/seed-N`, or, on one machine, "
-            "`sweep --jobs N`"
+            "--each is for places with machines for every run; on this one: maktab sweep --jobs N"
         )
     sweep = load_sweep(experiment, parsed["set_"], parsed["generator"])
     return [("--only", key) for key in known(sweep)]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.on.each import launch_each
 from launch.on.gke import Gke
 from launch.on.job import LaunchError, write
 from launch.on.local import Local
@@ -197,11 +198,24 @@ def test_each_run_of_a_sweep_may_be_a_job_of_its_own(checkout, tools):
     assert len(calls(tools)) == 2
 
 
+@pytest.mark.slow
+def test_where_launches_stay_each_run_has_one_at_the_same_time(checkout, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with_two_runs(checkout)
+    plan(checkout, [4, 4])
+    words = ["launch", "--on", "local", "--each", EXPERIMENT, "sweep"]
+    with pytest.raises(LaunchError, match="2 of 2 launches failed: plain/seed-0"):
+        launch_each(["plain/seed-0", "plain/seed-7"], "tiny", words, print)
+    only = sorted(start["words"][-1] for start in starts(checkout / "runs"))
+    assert only == ["plain/seed-0", "plain/seed-7"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--on", "slurm", "--each", EXPERIMENT], "--each is for a sweep"),
-        (["--on", "local", "--each", EXPERIMENT, "sweep"], "here a launch stays until its job"),
+        (["--on", "local", "--each", EXPERIMENT, "sweep"], "on this one: maktab sweep --jobs N"),
     ],
 )
 def test_each_is_refused_where_it_cannot_be(checkout, words, message):
