@@ -11,6 +11,7 @@ import pytest
 
 from configs import curricula, layouts
 from research.core.layout import Layout
+from research.core.parts import vary
 from research.core.protocols import View
 from research.curriculum.estimators.excess_loss import ExcessLoss
 from research.curriculum.estimators.given import Given
@@ -29,9 +30,13 @@ from research.huggingface.pretrained import Pretrained
 from research.models.compute import Compute
 from research.models.flops import forward_flops, training_flops
 from research.models.transformer import Transformer
+from research.objectives.cross_entropy import CrossEntropy
+from research.objectives.selective import Selective
 from research.score.pool import score_pool
 from research.score.terms import open_terms, score_terms
 from research.score.views import render_views, scoring_flops
+from research.train.budget import step_flops
+from tests.flow.runs import tiny_run
 
 FOLDER = Path(__file__).parents[2] / "experiments/assets/stories260k"
 STORIES = Pretrained(folder=str(FOLDER))
@@ -186,3 +191,14 @@ def test_gradients_of_single_rows_are_taken_where_rows_and_weights_are_split(par
         for model, tree in ((MODEL, params), (model, load(FOLDER, model)))
     )  # fmt: skip
     np.testing.assert_allclose(eight, one, rtol=GRADIENTS)
+
+
+def test_a_step_that_trains_on_a_part_is_charged_a_look_at_all_and_the_part(tmp_path):
+    plain = tiny_run(tmp_path, {"micro_batches": 2})
+    picky = vary(plain, {"objective": Selective(objective=CrossEntropy(), keep_percent=30)})
+    model = Transformer(plain.model, PLACE, plain.compute)
+    tokens = plain.data.row_tokens
+    train = step_flops(plain, model) / plain.data.rows
+    look = float(forward_flops(model.arch, model.abstract(), tokens))
+    assert step_flops(picky, model) == pytest.approx(8 * look + 2 * 2 * train)
+    assert step_flops(picky, model, whole=True) == step_flops(plain, model)

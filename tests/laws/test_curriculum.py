@@ -333,6 +333,8 @@ def test_equal_compute_pays_for_scoring_with_steps():
     assert budget.steps(100, 8.0, 0.0) == 100
     assert budget.steps(100, 8.0, 80.0) == 90
     assert budget.steps(100, 8.0, 81.0) == 89
+    assert budget.steps(100, 4.0, 80.0, 8.0) == 180  # cheaper steps than the control's
+    assert EqualSteps().steps(100, 4.0, 80.0, 8.0) == 100
     with pytest.raises(ValueError, match=r"as much as 99.5 steps, the control has 100"):
         budget.steps(100, 8.0, 796.0)
 

@@ -70,8 +70,8 @@ ESTIMATORS = (
     Ifd(),
     GradientNorm(targets=TARGETS),
     GradientSimilarity(guide=GUIDE, targets=TARGETS, size=31),
-    GradientSimilarity(guide=GUIDE, targets=TARGETS, size=31, similarity="dot"),
 )
+INFLUENCE = GradientSimilarity(guide=GUIDE, targets=TARGETS[1:], size=37, similarity="dot", seed=3)
 
 
 def tokens_of(row):
@@ -263,16 +263,20 @@ def test_ifd_is_the_loss_with_the_question_over_the_loss_without():
         np.testing.assert_allclose(scores[row], asked / alone, rtol=NOISE)
 
 
-def gradients_of(row, params=PARAMS):
-    """d mean loss / d targets of one row, laid end to end."""
+@jax.jit
+def slopes(params, batch):
+    """d mean loss / d all parameters of a batch of one row, by the textbook formula."""
 
     def loss(params):
-        logits = MODEL.apply(params, batch_of((row,))).logits()[0]
-        log_p = jax.nn.log_softmax(logits)
-        first, tokens = LENGTHS[row] // 2 + 1, tokens_of(row)
-        return -jnp.mean(jnp.stack([log_p[t - 1, tokens[t]] for t in range(first, len(tokens))]))
+        log_p = jax.nn.log_softmax(MODEL.apply(params, batch).logits())
+        told_BT = jnp.take_along_axis(log_p, batch.targets_BT[..., None], axis=-1)[..., 0]
+        return -jnp.sum(told_BT * batch.weights_BT) / jnp.sum(batch.weights_BT)
 
-    return chosen(jax.grad(loss)(params), TARGETS)
+    return jax.grad(loss)(params)
+
+
+def gradients_of(row, targets=TARGETS):
+    return chosen(slopes(PARAMS, batch_of((row,))), targets)
 
 
 def flat(tree):
@@ -285,13 +289,15 @@ def test_effort_is_the_norm_of_the_gradient_of_the_named_parameters():
 
 
 def test_influence_compares_projected_gradients_with_the_mean_of_the_guide():
-    own = np.stack([np.asarray(sketch(gradients_of(row), 31, 0)) for row in range(3)])
-    mean = (own[2] + own[0]) / 2
-    dot = score(ESTIMATORS[-1])
-    np.testing.assert_allclose(dot, own @ mean, rtol=1e-4)
-    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(mean)
-    np.testing.assert_allclose(score(ESTIMATORS[-2]), own @ mean / norms, rtol=1e-4)
-    assert (np.abs(score(ESTIMATORS[-2])) <= 1).all()
+    for estimator in (ESTIMATORS[-1], INFLUENCE):
+        gradients = [gradients_of(row, estimator.targets) for row in range(3)]
+        own = np.stack([sketch(g, estimator.size, estimator.seed) for g in gradients])
+        mean = (own[2] + own[0]) / 2
+        norms = np.linalg.norm(own, axis=1) * np.linalg.norm(mean)
+        norms = 1.0 if estimator is INFLUENCE else norms
+        np.testing.assert_allclose(score(estimator), own @ mean / norms, rtol=1e-4)
+    assert (np.abs(score(ESTIMATORS[-1])) <= 1).all()
+    assert np.abs(sketch(gradients[0], 37, 3) - sketch(gradients[0], 37, 4)).max() > 1e-3
 
 
 def test_a_projection_keeps_inner_products_on_average():
@@ -345,6 +351,11 @@ def test_the_mean_of_the_highest_takes_at_least_one(values, fraction):
 def test_views_say_what_the_model_is_shown():
     (view,) = PrefixEntropy(instruction="Briefly.", template=True).views
     assert (view.content, view.instruction, view.template) == ("prompt", "Briefly.", True)
+    for made in (FirstTokenEntropy, OptionLetters):
+        for view in made(instruction="Briefly.", template=False).views:
+            assert (view.instruction, view.template) == ("Briefly.", False)
+    assert [view.content for view in OptionLetters().views] == ["slot", "letters"]
+    assert [view.content for view in Ifd().views] == ["training", "answer"]
     (view,) = EdcoRelease().views
     assert (view.content, view.template) == ("prompt", False)
     assert TeacherForcedLoss().views[0].content == "training"

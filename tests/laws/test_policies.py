@@ -373,6 +373,53 @@ def test_arms_are_levels_where_there_are_few_and_equal_parts_where_there_are_man
 
 
 @pytest.mark.parametrize(
+    ("policy", "fields"),
+    [
+        (Window(fraction=0.3, skip=0.2), {"fraction": 0.4, "skip": 0.3, "order": "ascending"}),
+        (
+            Softmax(fraction=0.3, temperature=0.5),
+            {"fraction": 0.4, "temperature": 3.0, "order": "ascending"},
+        ),
+        (
+            Competence(fraction=0.3, initial=0.2, rounds_to_full=2),
+            {"fraction": 0.4, "initial": 0.25, "rounds_to_full": 4},
+        ),
+        (SelfPaced(threshold_nats=9.0, growth=2.0), {"threshold_nats": 7.0, "growth": 3.0}),
+        (
+            TwoStage(fraction=0.3, medium_rounds=1),
+            {"fraction": 0.4, "medium_rounds": 2, "medium": 0.7, "order": "ascending"},
+        ),
+        (UniformFloor(policy=TopFraction(fraction=0.3), epsilon=0.2), {"epsilon": 0.5}),
+        (
+            Mixture(policy=RoundWiseUniform(fraction=0.3), rate=0.1, smoothing=0.2),
+            {"rate": 0.5, "smoothing": 0.9},
+        ),
+        (
+            Ucb1(fraction=0.3, arms=3, slots=7),
+            {"fraction": 0.4, "arms": 4, "slots": 14, "exploration": 0.01},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_field_is_dead(policy, fields):
+    score_X = np.float32(np.random.default_rng(5).permutation(47)) / 2
+    group_X = np.arange(47) // 24
+
+    def plan(policy):
+        shares = {"group_X": group_X, "share_G": (0.5, 0.5)} if hasattr(policy, "mix") else {}
+        made, state = opened(policy, score_X, rounds=4, **shares)
+        queues = []
+        for round_ in range(1, 4):
+            queues.append(state.queue.tolist())
+            state = reported(made, state, lambda x: 5.0 - round_ * score_X[x])  # noqa: B023
+            state = made.open_round(state, round_, 0)
+        return queues
+
+    for name, value in fields.items():
+        assert plan(dataclasses.replace(policy, **{name: value})) != plan(policy), name
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Window(fraction=0.8, skip=0.3), "skip=0.3 and fraction=0.8"),
