@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -105,6 +106,14 @@ def _knows(run: Run) -> bool:
     return any(np.isfinite(opened.scores).any() for opened in run.rounds)
 
 
+def asked_again(run: Run) -> bool:
+    """Whether the model itself was asked about the pool as a round opened.
+
+    It was not where scores are what training reported of each example.
+    """
+    return any(np.isfinite(measured_anew(opened)).any() for opened in run.rounds)
+
+
 def estimator_of(run: Run) -> str:
     """Name what a run's scores were measured by, with all its settings; empty: nothing."""
     described = (run.experiment.get("curriculum") or {}).get("estimator")
@@ -113,8 +122,15 @@ def estimator_of(run: Run) -> str:
 
 def label_of(run: Run) -> str:
     """Name a run's score for an axis, with its unit where it is known."""
-    described = (run.experiment.get("curriculum") or {}).get("estimator") or {}
-    name = str(described.get("type", "score")).rpartition(".")[2]
+    return _label((run.experiment.get("curriculum") or {}).get("estimator") or {})
+
+
+def _label(described: Mapping[str, Any]) -> str:
+    module, _, name = str(described.get("type", "score")).rpartition(".")
+    if module.endswith(".expressions"):
+        return "combined score"
+    if name == "ScoredBy":
+        return f"{_label(described['estimator'])} of another model"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
     nats = any(word in words for word in ("entropy", "loss", "edco"))
     return f"{words} (nats)" if nats else words

@@ -28,9 +28,9 @@ CHARACTERS = 340  # of an example's text
 BANDS = "Line: mean over seeds; band: lowest to highest seed."
 READING = (
     "The pool is everything that may be trained on. A round begins by asking the model about every "
-    "example of the pool; the answer is a number, the score, which is the higher the less sure the "
-    "model is. A policy then selects a part of the pool, and the round trains on that part alone. "
-    "This page shows what was asked, what was answered and who was selected.",
+    "example of the pool; the answer is a number, the score: of an entropy or a loss, the higher "
+    "the less sure the model is. A policy then selects a part of the pool, and the round trains on "
+    "that part alone. This page shows what was asked, what was answered and who was selected.",
     "An arm is one way of choosing, run with several seeds. Numbers are means over its seeds, "
     "unless a caption says otherwise; example texts are those of one run, which is named.",
 )
@@ -59,7 +59,8 @@ def plot(name: str, png: bytes, caption: str) -> Plot:
 def groups_of(arms: Sequence[Arm]) -> list[list[Arm]]:
     """Put arms together whose scores can be compared: those of one estimator."""
     found: dict[str, list[Arm]] = {}
-    for arm in probe.scored(arms):
+    asked = [Arm(a.name, tuple(run for run in a.runs if probe.asked_again(run))) for a in arms]
+    for arm in (arm for arm in asked if arm.runs):
         found.setdefault(probe.estimator_of(arm.runs[0]), []).append(arm)
     return list(found.values())
 
@@ -234,7 +235,8 @@ def _uncertainty_and_loss(arm: Arm, found: Sequence[Pairs]) -> list[Section]:
             sentences=(
                 "Within a round, score and loss correlate at "
                 f"{number(agreed.value, 2)} [{number(agreed.low, 2)}, {number(agreed.high, 2)}] "
-                f"(Spearman, {agreed.count:,} pairs).",
+                f"(Spearman, {agreed.count:,} pairs). Losses also fall inside a round, most of all "
+                "in the first, which pulls this towards 0 where the order is shuffled.",
             ),
             plots=(plot(f"quarters-{arm.name}", probe_figures.quarters(arm, found), caption),),
         ),
