@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from research.evaluate.folds import fold_difference, fold_interval
 from research.evaluate.power import detectable_paired_difference
 from research.evaluate.results import LOWER_IS_BETTER, Estimate
 from research.evaluate.routing import AGREEMENT
@@ -112,7 +113,8 @@ def over_seeds(arm: Arm, evaluation: str, metric: str, slice_: str = "") -> Esti
         return Estimate(
             value=known["value"], count=int(known["count"]), low=known["low"], high=known["high"]
         )
-    return mean_interval([value["value"] for value in values])
+    numbers, folds = [value["value"] for value in values], arm.finished[0].folds
+    return fold_interval(numbers, folds) if folds else mean_interval(numbers)
 
 
 def methods(arms: Sequence[Arm]) -> list[tuple[Arm | None, Arm | None]]:
@@ -207,8 +209,11 @@ def _tests_over_seeds(pairs: Sequence[tuple[Run, Run]], evaluation: str, metric:
     """Compare by the runs' own numbers, where items were not kept or are not the same."""
     values = [[_value(run, evaluation, metric, "") for run in pair] for pair in pairs]
     differences = [first["value"] - second["value"] for first, second in values if first and second]
+    folds = pairs[0][0].folds
     if len(differences) < 2:
         return {}
+    if folds:
+        return {"difference": fold_difference(differences, folds)}
     return {"difference": paired_difference(np.asarray(differences)[:, None])}
 
 

@@ -85,6 +85,13 @@ class Run:
         return self.experiment.get("clock", {}).get("steps")
 
     @property
+    def folds(self) -> int:
+        """How many folds the pool's rows fall into, of which the run leaves out one; 0: none."""
+        sources = (self.experiment.get("data") or {}).get("sources") or [{}]
+        first = sources[0].get("source") if "weight" in sources[0] else sources[0]
+        return int((first or {}).get("folds", 0))
+
+    @property
     def last_step(self) -> int:
         """Updates made, as far as they were recorded."""
         return max((line["step"] for line in self.metrics), default=0)

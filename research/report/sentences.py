@@ -24,7 +24,8 @@ METHOD = (
     "A mean over seeds carries Student's 95 % interval. A difference to the control is paired: "
     "the same items, the same seeds. Its interval and p-value let both items and seeds vary "
     "(two-way random effects), because a test over items alone takes the luck of a seed for a "
-    "finding. With one seed it is the paired t test over items.",
+    "finding. With one seed it is the paired t test over items. Folds of one pool are compared "
+    "fold by fold, with the variance corrected for the rows they share (Nadeau & Bengio 2003).",
     "All p-values of the first metric of each evaluation are corrected together by Holm's method; "
     "other metrics and slices are shown and not tested. A difference is called better or worse "
     "only where the corrected p-value is below 0.05. Unfinished runs are drawn and not compared.",

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
+from research.evaluate.folds import fold_difference, fold_interval
 from research.evaluate.power import detectable_difference, detectable_paired_difference
 from research.evaluate.results import Evaluation
 from research.evaluate.statistics import mean_interval, ratio_interval
@@ -181,6 +182,32 @@ def test_what_arms_cost_is_added_up_over_all_runs_and_devices(runs, reported):
     assert found.flops == 3e9 * (24 + 24 + 12)
     assert re.search(r"uniform 3 30 s 60 s", text)
     assert re.search(r"all 10 ", text)
+
+
+def test_folds_are_compared_fold_by_fold(tmp_path):
+    losses = {"a": (1.0, 1.3, 0.8), "b": (0.9, 1.25, 0.6)}
+    for arm, values in losses.items():
+        for fold, value in enumerate(values):
+            workdir = tmp_path / arm / str(fold)
+            record = Record(workdir)
+            record.truncate_to(0)
+            source = {"type": "research.data.selection.Fold", "folds": 3, "fold": fold}
+            experiment = {"name": arm, "seed": fold, "clock": {"steps": 1}}
+            experiment["data"] = {"sources": [{"source": source, "weight": 1.0}]}
+            (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+            estimate = mean_interval([value, value + 0.1])
+            rows = tuple({"id": f"{fold}-{i}", "loss_nats": value + 0.1 * i} for i in range(2))
+            record.metrics(1, {"loss_nats": 1.0})
+            record.evaluation(1, Evaluation(name="q", metrics={"loss_nats": estimate}, rows=rows))
+            record.close()
+    standing = compare(read_arms([tmp_path]), "a")[1]
+    differences = np.subtract(losses["b"], losses["a"])
+    expected = fold_difference(differences, 3)
+    assert standing.difference.p == pytest.approx(expected.p)
+    assert standing.difference.low == pytest.approx(expected.low)
+    assert standing.estimate.high == pytest.approx(
+        fold_interval(np.asarray(losses["b"]) + 0.05, 3).high
+    )
 
 
 def test_the_fields_in_which_arms_differ_are_told():
@@ -374,6 +401,47 @@ def test_every_figure_of_the_probe_says_what_it_shows(reported):
     assert all("?" in caption or "same question" in caption for caption in captions)
     assert "<h2>uniform: round by round</h2>" in page  # chosen at random, and not scored
     assert "uniform: unsure or wrong?" not in page
+
+
+def test_scores_that_training_reported_are_not_those_of_the_model_now(tmp_path):
+    """The pool is never asked: no line of collapse, but all the rest of the page."""
+    workdir = make_run(tmp_path, "free", 0, gain=0.0, scored=True, stop=12)
+    estimator = {"type": "research.curriculum.estimators.free.Free", "of": "loss"}
+    experiment = {"name": "free", "seed": 0, "curriculum": {"estimator": estimator}}
+    (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+    for number in (0, 1):
+        path = workdir / "rounds" / f"{number:04d}.npz"
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays["scored_round_X"] -= 1
+        arrays["score_X"] = arrays["score_X"] * (np.nan if number == 0 else 1)
+        np.savez(path, **arrays)
+    (arm,) = arms = read_arms([tmp_path])
+    document = probe_page.page(arms, look_of(arms, "free"))
+    names = [plot.name for section in document.sections for plot in section.plots]
+    assert names == [
+        "probe-scores-free",
+        "probe-choice-free",
+        "probe-quarters-free",
+        "probe-left-out-free",
+    ]
+    assert probe.label_of(arm.runs[0]) == "free"
+
+
+@pytest.mark.parametrize(
+    ("described", "label"),
+    [
+        ({"type": "a.prefix_entropy.PrefixEntropy"}, "prefix entropy (nats)"),
+        ({"type": "a.length.Length"}, "length"),
+        ({"type": "research.curriculum.expressions.Sum"}, "combined score"),
+        ({"type": "a.ScoredBy", "estimator": {"type": "b.Ifd"}}, "ifd of another model"),
+    ],
+)
+def test_scores_are_named_by_their_estimator(tmp_path, described, label):
+    experiment = {"name": "x", "seed": 0, "curriculum": {"estimator": described}}
+    (tmp_path / "experiment.json").write_text(json.dumps({"experiment": experiment}))
+    (arm,) = read_arms([tmp_path])
+    assert probe.label_of(arm.runs[0]) == label
 
 
 def test_a_single_run_without_rounds_has_no_probe(tmp_path):

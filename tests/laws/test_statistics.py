@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from research.evaluate.folds import fold_difference, fold_interval
 from research.evaluate.power import (
     detectable_difference,
     detectable_over_seeds,
@@ -31,6 +32,33 @@ from research.evaluate.statistics import (
 CLOSED_FORM = 1e-9  # float64 arithmetic against a formula written out by hand
 SIMULATIONS = 400
 COVERAGE_NOISE = 4 * (0.95 * 0.05 / SIMULATIONS) ** 0.5  # four binomial standard errors
+
+
+def test_folds_are_compared_with_the_variance_of_what_they_share():
+    """10 runs of 5 folds: the error is sqrt(1 + 10 / 4) times that of independent runs."""
+    differences = np.random.default_rng(5).normal(0.3, 0.2, 10)
+    found = fold_difference(differences, 5)
+    error = scipy.stats.sem(differences) * np.sqrt(1 + 10 / 4)
+    assert found.high - found.value == pytest.approx(scipy.stats.t.ppf(0.975, 9) * error)
+    assert found.p == pytest.approx(2 * scipy.stats.t.sf(abs(found.value) / error, 9))
+    estimate = fold_interval(differences, 5)
+    assert (estimate.low, estimate.high) == (found.low, found.high)
+    assert np.isnan(fold_interval([0.7], 5).low)
+    assert fold_difference([0.5, 0.5], 2).p == 0.0
+
+
+def test_folds_of_a_rule_that_differs_by_its_rows_alone_rarely_seem_to_differ():
+    """Means over rows, of which each fold leaves out a fifth: what they share is seen as such."""
+    rng, found = np.random.default_rng(3), 0
+    for _ in range(SIMULATIONS):
+        first, second = rng.normal(0, 1, (2, 50))
+        part = np.arange(50) % 5
+        losses = [
+            [np.mean((x[part == f] - x[part != f].mean()) ** 2) for f in range(5)]
+            for x in (first, second)
+        ]
+        found += fold_difference(np.subtract(*losses), 5).p < LEVEL
+    assert found / SIMULATIONS < 0.05 + COVERAGE_NOISE
 
 
 def test_a_mean_has_students_interval():
