@@ -25,12 +25,13 @@ from research.train.watchdog import (
     file_of,
     leaving,
     read,
+    stacks_of,
     write,
 )
 
 POLL_S = 0.05  # how soon a guard sees that its process has ended
 SEARCH_S = 5.0  # more than twice peer_s, to look for a process that this one may have lost
-STACKS_S = 1.0  # in which a process has written its stacks
+STACKS_S = 5.0  # in which even a busy process has written its stacks
 PR_SET_PDEATHSIG = 1  # prctl(2)
 GOES_ON = "the same command goes on from the last checkpoint"
 LOST = "jax lost another process before the run began; its message above names the task"
@@ -173,7 +174,7 @@ class Guard:
             time.sleep(POLL_S)
         if not self._ended():
             os.kill(self._child, signal.SIGUSR1)
-            time.sleep(STACKS_S)
+            _wait_for_stacks(stacks_of(lookout.folder, lookout.index))
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
         own = read(file_of(lookout.folder, lookout.index)) or lookout.own
@@ -190,6 +191,17 @@ class Guard:
             write(
                 file_of(lookout.folder, lookout.index), {**own, **leaving(code, why, other=other)}
             )
+
+
+def _wait_for_stacks(file: Path) -> None:
+    """Wait until a file has grown and then grows no more, or a process had time enough for it."""
+    until, seen = time.monotonic() + STACKS_S, 0
+    while time.monotonic() < until:
+        time.sleep(4 * POLL_S)
+        size = file.stat().st_size if file.exists() else 0
+        if 0 < size == seen:
+            return
+        seen = size
 
 
 def _say(text: str) -> None:

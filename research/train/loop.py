@@ -400,6 +400,7 @@ def refuse_non_finite(
     if withheld <= allowed or not bad:
         return
     named = "; ".join(f"step {step}: {_suspects(prepared, rows)}" for step, rows in bad[:3])
+    store.wait()  # what is being saved now is good
     good = f"step {store.steps[-1]}" if store.steps else "none yet"
     raise NonFiniteError(
         f"steps {bad[0][0]} to {bad[-1][0]}: {len(bad)} updates were not finite and changed "
@@ -447,8 +448,10 @@ def save(prepared: Prepared, state: State, store: Store, scores: Mapping[str, fl
     Raises:
       NonFiniteError: an update overflowed, so that the parameters are no longer finite.
     """
-    step, good = int(state.learner.step), store.steps[-1:] or "none yet"
+    step = int(state.learner.step)
     if not all_finite((state.learner.trainable, state.learner.optimizer)):
+        store.wait()
+        good = f"step {store.steps[-1]}" if store.steps else "none yet"
         raise NonFiniteError(
             f"after step {step} parameters or optimiser state are not finite, though every "
             f"gradient was; nothing was saved. Last good checkpoint: {good}. Lower peak_lr"

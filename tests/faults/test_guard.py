@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -37,8 +39,9 @@ from research.train.watchdog import (
 from tests.flow.crew import ROOT, Crew, crew, until
 from tests.flow.runs import Silent, tiny_run
 
-PEER_S = 1.2  # as short as a busy machine lets a beat of a twelfth of it be on time
-NOTICED_S = 6.0  # peer_s, the time for stacks, and a busy machine's delays
+# Nothing here is measured in seconds but silence, which must be longer than a busy machine keeps a
+# process that lives from its beat. What is noticed at once is so with a patience of any length.
+SILENT_S, PATIENT_S = 3.0, 12.0
 
 WORKER = """
 import os, sys, time
@@ -76,7 +79,7 @@ if does == "hangs":
 jump = iter(range(10**6))
 if does == "has a jumping clock":
     time.time = lambda: 1e9 * (next(jump) % 7)
-end = time.monotonic() + (2.5 * float(peer_s) if does in ("ends", "has a jumping clock") else 1000)
+end = time.monotonic() + (1.5 * float(peer_s) if does in ("ends", "has a jumping clock") else 1000)
 while time.monotonic() < end:
     pulse.scoring(1, 2)
     time.sleep(0.02)
@@ -84,9 +87,15 @@ pulse.close()
 """
 
 
-def workers(folder: Path, *do: str, hang_s: float = 0.0, count: int | None = None):
+def workers(
+    folder: Path,
+    *do: str,
+    peer_s: float = SILENT_S,
+    hang_s: float = 0.0,
+    count: int | None = None,
+):
     folder.mkdir(exist_ok=True)
-    numbers = (str(PEER_S), str(hang_s))
+    numbers = (str(peer_s), str(hang_s))
     commands = [
         ("-c", WORKER, str(folder), str(index), str(count or len(do)), does, *numbers)
         for index, does in enumerate(do)
@@ -97,7 +106,7 @@ def workers(folder: Path, *do: str, hang_s: float = 0.0, count: int | None = Non
 def pids(folder: Path, together: Crew) -> list[int]:
     """Give the process ids of all, once the pulse of each has said its step."""
     files = [file_of(folder, index) for index in range(len(together.running))]
-    until(lambda: all(read(file).get("step") == 4 for file in files), "all pulses", NOTICED_S)
+    until(lambda: all(read(file).get("step") == 4 for file in files), "all pulses")
     return [read(file)["pid"] for file in files]
 
 
@@ -105,10 +114,10 @@ def pids(folder: Path, together: Crew) -> list[int]:
 
 
 def test_who_was_killed_is_named_by_all_others(tmp_path):
-    with workers(tmp_path, "works", "works", "works") as together:
+    with workers(tmp_path, "works", "works", "works", peer_s=PATIENT_S) as together:
         pid = pids(tmp_path, together)[1]
         os.kill(pid, signal.SIGKILL)
-        assert together.codes(NOTICED_S) == [AGAIN, 128 + signal.SIGKILL, AGAIN]
+        assert together.codes() == [AGAIN, 128 + signal.SIGKILL, AGAIN]
         for index in (0, 2):
             says = rf"process 1 \(host .*, pid {pid}, last at step 4, .*\) has left: it was killed"
             assert re.search(says, together.said(index))
@@ -120,8 +129,8 @@ def test_a_process_that_stalls_is_missing_in_the_stated_time(tmp_path):
         pid = pids(tmp_path, together)[1]
         os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
-        assert together.codes(NOTICED_S) == [AGAIN, AGAIN]
-        assert time.monotonic() - begun > 0.9 * PEER_S
+        assert together.codes() == [AGAIN, AGAIN]
+        assert time.monotonic() - begun > 0.5 * SILENT_S
         assert f"pid {pid}, last at step 4, scoring the pool) is missing: not heard of for" in (
             together.said(0)
         )
@@ -131,7 +140,7 @@ def test_a_host_that_vanishes_is_missing_and_its_worker_does_not_stay(tmp_path):
     with workers(tmp_path, "works", "works") as together:
         pid = pids(tmp_path, together)[0]
         together.running[0].kill()  # the guard; its worker dies with it
-        assert together.codes(NOTICED_S)[1] == AGAIN
+        assert together.codes()[1] == AGAIN
         assert "process 0 (" in together.said(1)
         assert "is missing: not heard of for" in together.said(1)
         until(lambda: not alive(pid), "the worker to die with its guard")
@@ -150,28 +159,28 @@ def test_who_lost_a_connection_names_the_one_that_is_gone(tmp_path):
         pids(tmp_path, together)
         together.running[1].kill()
         (tmp_path / "cut").touch()
-        assert together.codes(2 * NOTICED_S)[2] == AGAIN
+        assert together.codes()[2] == AGAIN
         assert "process 1 (" in together.said(2)
         assert "is missing" in together.said(2)
 
 
 def test_an_error_of_one_ends_the_others_with_its_words(tmp_path):
     with workers(tmp_path, "works", "fails") as together:
-        assert together.codes(2 * NOTICED_S) == [STOPPED, STOPPED]
+        assert together.codes() == [STOPPED, STOPPED]
         assert "process 1 (" in together.said(0)
         assert "has left: row-7 is bad" in together.said(0)
 
 
 def test_a_process_that_never_came_is_asked_about_its_folder(tmp_path):
     with workers(tmp_path, "works", count=2) as together:
-        assert together.codes(NOTICED_S) == [AGAIN]
+        assert together.codes() == [AGAIN]
         assert "process 1 is missing: in " in together.said(0)
         assert "do all processes share this folder?" in together.said(0)
 
 
 def test_an_abort_before_joining_says_what_to_check(tmp_path):
     with workers(tmp_path, "aborts before it joins") as together:
-        assert together.codes(NOTICED_S) == [STOPPED]
+        assert together.codes() == [STOPPED]
         assert "check the hosts" in together.said(0)
 
 
@@ -179,10 +188,10 @@ def test_an_abort_before_joining_says_what_to_check(tmp_path):
 
 
 def test_a_hang_is_reported_with_the_stacks_of_all(tmp_path):
-    with workers(tmp_path, "hangs", "hangs", hang_s=1.0) as together:
-        assert together.codes(NOTICED_S) == [STOPPED, STOPPED]
+    with workers(tmp_path, "hangs", "hangs", peer_s=PATIENT_S, hang_s=1.0) as together:
+        assert together.codes() == [STOPPED, STOPPED]
         for index in range(2):
-            assert re.search(r"no progress for \d s: process [01] \(", together.said(index))
+            assert re.search(r"no progress for \d+ s: process [01] \(", together.said(index))
             stacks = (tmp_path / f"{index}.stacks.txt").read_text()
             assert "wait_for_a_peer_that_never_answers" in stacks
             assert "Stacks of every process" in together.said(index)
@@ -190,7 +199,7 @@ def test_a_hang_is_reported_with_the_stacks_of_all(tmp_path):
 
 def test_a_process_alone_reports_a_hang_and_goes_on(tmp_path, capfd):
     pulse = Pulse(tmp_path, 0, "start", Patience(peer_s=0.6, hang_s=0.3), alone=True)
-    until(lambda: "no progress for" in capfd.readouterr().err, "the report", NOTICED_S)
+    until(lambda: "no progress for" in capfd.readouterr().err, "the report")
     assert "test_a_process_alone_reports_a_hang" in (tmp_path / "0.stacks.txt").read_text()
     pulse.close()
     assert read(file_of(tmp_path, 0))["left"]["code"] == 0
@@ -201,7 +210,7 @@ def test_a_process_alone_reports_a_hang_and_goes_on(tmp_path, capfd):
 
 def test_a_clock_that_jumps_frightens_nobody(tmp_path):
     with workers(tmp_path, "has a jumping clock", "has a jumping clock") as together:
-        assert together.codes(2 * NOTICED_S) == [0, 0]
+        assert together.codes() == [0, 0]
     for name in ("research/train/watchdog.py", "launch/guard.py", "launch/rollcall.py"):
         assert not re.search(r"time\.time\(|datetime|st_mtime", (ROOT / name).read_text())
 
@@ -241,15 +250,31 @@ def test_what_a_dead_process_left_is_taken_over_at_once(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     holder(tmp_path, pid=child.pid, born="1")
-    begun = time.monotonic()
-    start = claim(tmp_path, Patience(), print)
+    said: list[str] = []
+    start = claim(tmp_path, Patience(), said.append)
     assert read(file_of(tmp_path / "processes", 0))["start"] == start
-    assert time.monotonic() - begun < 1.0
+    assert not said  # such as that it is waiting
 
 
 def test_another_process_with_the_same_number_is_not_the_owner(tmp_path):
     holder(tmp_path, born="1")  # this pid, but of an earlier boot or container
     claim(tmp_path, Patience(), print)
+
+
+def test_of_several_that_claim_a_folder_at_once_one_has_it(tmp_path):
+    gate, held = threading.Barrier(6), []
+
+    def enter() -> None:
+        gate.wait()
+        with contextlib.suppress(HeldError):
+            held.append(claim(tmp_path, Patience(), print))
+
+    threads = [threading.Thread(target=enter) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert held == [read(file_of(tmp_path / "processes", 0))["start"]]
 
 
 def test_what_came_to_its_end_holds_nothing(tmp_path):
@@ -285,8 +310,14 @@ def test_a_torn_pulse_holds_nothing(tmp_path):
 def test_a_process_that_was_taken_over_ends_before_it_writes(tmp_path):
     with workers(tmp_path, "works") as together:
         pids(tmp_path, together)
-        write(file_of(tmp_path, 0), myself(0, "another start") | {"beat": 0, "beat_s": 0.1})
-        assert together.codes(NOTICED_S) != [0]
+        other = myself(0, "another start") | {"beat": 0, "beat_s": 0.1}
+
+        def has_ended() -> bool:
+            write(file_of(tmp_path, 0), other)  # a beat that was under way writes over it once
+            return together.running[0].poll() is not None
+
+        until(has_ended, "the worker to end")
+        assert together.codes() != [0]
         assert "was taken over by process 0" in together.said(0)
         assert read(file_of(tmp_path, 0))["start"] == "another start"
 

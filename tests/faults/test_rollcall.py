@@ -11,7 +11,8 @@ import pytest
 from launch.rollcall import JoinError, host_and_port, roll_call
 from tests.flow.crew import free_port
 
-WAIT_S = 1.0
+WAIT_S = 1.0  # for nobody
+LATE_S = 4.0  # in which one that is there has come, also on a busy machine
 
 
 def called(*processes: tuple[int, int], wait_s: float = WAIT_S) -> dict[int, str]:
@@ -38,9 +39,9 @@ def test_all_go_on_once_all_are_there():
 
 
 def test_who_is_missing_is_said_to_all_who_are_there():
-    told = called((0, 4), (2, 4))
+    told = called((0, 4), (2, 4), wait_s=LATE_S)
     for said in told.values():
-        assert "process 1, 3 of 4 did not come in 1 s" in said
+        assert "process 1, 3 of 4 did not come in 4 s" in said
         assert "process 2: host" in said
         assert "firewall" in said
 

@@ -20,30 +20,37 @@ from research.tuning.lora import Lora
 from tests.flow.runs import Silent, tiny_run
 
 RUN = """
-import sys
+import signal, sys
 from pathlib import Path
 from research.train.loop import train
 from research.train.prepare import prepare
 from tests.flow.runs import Silent, tiny_run
 
+folder, name, stays_at = sys.argv[1:]
+folder = Path(folder)
+
+def say(words):
+    print(words, flush=True)
+    if words == stays_at:
+        signal.pause()  # for the one who kills; what is being saved goes on being saved
+
 class Say(Silent):
-    def begins(self, prepared, step): print("begins", step, flush=True)
-    def scoring(self, done, total): print("scoring", self.last, flush=True)
+    def begins(self, prepared, step): say(f"begins {step}")
+    def scoring(self, done, total): say(f"scoring {self.last}")
     last = 0
     def recorded(self, cycle, metrics, timing):
         self.last = cycle.last
-        print("recorded", cycle.last, flush=True)
+        say(f"recorded {cycle.last}")
 
-folder = Path(sys.argv[1])
-train(prepare(tiny_run(folder)), folder / sys.argv[2], Say())
+train(prepare(tiny_run(folder)), folder / name, Say())
 print("finished", flush=True)
 """
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, name: str) -> subprocess.Popen:
+def start(folder: Path, name: str, stays_at: str = "") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(folder), name],
+        [sys.executable, "-c", RUN, str(folder), name, stays_at],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -93,7 +100,7 @@ def leaves(tree) -> list[np.ndarray]:
 def test_a_run_killed_while_scoring_or_saving_resumes_bit_for_bit(tmp_path, word):
     start(tmp_path, "whole").wait()
     # "recorded n" is said when the checkpoint of step n has begun to be written.
-    assert kill_when(start(tmp_path, "killed"), word)
+    assert kill_when(start(tmp_path, "killed", stays_at=word), word)
     assert start(tmp_path, "killed").wait() == 0
     same_run(tmp_path / "whole", tmp_path / "killed")
 
