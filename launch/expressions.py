@@ -56,7 +56,7 @@ def estimator_named(text: str, settings: Sequence[str] = ()) -> Any:
             part = parse_part(text, known)
         except ValueError as error:
             short = ", ".join(ESTIMATORS)
-            raise ValueError(f"--estimator {error}; or, for short: {short}") from error
+            raise ValueError(f"--estimator {error}; or choose from {short}") from error
     return vary(part, dict(parse_setting(part, setting) for setting in settings))
 
 
