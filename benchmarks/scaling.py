@@ -123,9 +123,9 @@ STUDIES = (
         group="search",
         title="Llama 3.1 8B, LoRA",
         file=f"{SCALE}/{LLAMA_8B}.py",
-        topology="h200:8",
+        topology="a100:8",
         words=(
-            *("--search", "--try-layout", "fsdp", "--try-layout", "tensor 2"),
+            *("--search", "--try-layout", "fsdp", "--try-rows", "1", "--try-rows", "4"),
             *("--try-remat", "full", "--try-remat", "dots", "--try-remat", "none"),
         ),
     ),

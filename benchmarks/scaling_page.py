@@ -157,7 +157,8 @@ def details(study: Study, plan: Made) -> str:
         f"{t['what'].split('/')[-1]} `{t['shape']}` {human(t['nbytes'])}"
         for t in plan["largest_arguments"][:2]
     )
-    made = ", ".join(f"`{t['shape']}` {human(t['nbytes'])}" for t in compiled[0]["largest"][:2])
+    shapes = {t["shape"]: t["nbytes"] for t in compiled[0]["largest"]}
+    made = ", ".join(f"`{shape}` {human(size)}" for shape, size in list(shapes.items())[:2])
     words = f"Largest kept: {kept}. Largest made by a step: {made}."
     lines = [f"\n### {study.title}\n", f"    {study.command}\n", table(["one chip", *names], rows)]
     return "\n".join([*lines, "", words])
