@@ -199,17 +199,33 @@ class Differentiating(Protocol):
 class Guided(Protocol):
     """An estimator that compares rows with others, such as a few of a validation set.
 
-    Its `score` takes the sum of `direction` over all batches of `guide` as a last argument.
-
     Attributes:
       guide: the others, a `research.data.pool.Data`.
     """
+
+    @property
+    def views(self) -> tuple[View, ...]: ...
+
+    @property
+    def new_tokens(self) -> int | None: ...
 
     @property
     def guide(self) -> Any: ...
 
     def direction(self, model: Model, params: Tree, batch: Batch) -> Total:
         """Give what a batch of the others says, as a (sum, count) that adds over batches."""
+        ...
+
+    def score(
+        self,
+        model: Model,
+        params: Tree,
+        batches: tuple[Batch, ...],
+        key_B: Array,
+        stop_ids: tuple[int, ...],
+        guide: Total,
+    ) -> Float[Array, " B"]:
+        """Score as `Estimator.score`, against the sum of `direction` over all of `guide`."""
         ...
 
 
@@ -232,7 +248,7 @@ class Delegating(Protocol):
     """
 
     @property
-    def estimator(self) -> Estimator: ...
+    def estimator(self) -> Estimator | Guided: ...
 
     @property
     def model(self) -> Weights: ...

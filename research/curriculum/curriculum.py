@@ -17,6 +17,7 @@ from research.core.protocols import (
     Combination,
     Delegating,
     Estimator,
+    Guided,
     Recorder,
     Stated,
 )
@@ -26,7 +27,7 @@ from research.curriculum.ordering import RESCORE, draws, quotas
 from research.curriculum.state import NEVER, PoolState
 from research.curriculum.terms import terms_of, value_of
 
-Measure = Estimator | Recorder | Stated | Delegating | Combination
+Measure = Estimator | Guided | Recorder | Stated | Delegating | Combination
 
 
 class Policy(Protocol):

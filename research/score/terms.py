@@ -96,7 +96,7 @@ def _open(measure: Any, pool: Pool, model: Transformer, stops: tuple[int, ...]) 
 
 
 def _asked(
-    estimator: Estimator,
+    estimator: Any,
     pool: Pool,
     model: Transformer,
     weights: Resolved | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from research.core.parts import part, require
-from research.core.protocols import Estimator, Weights
+from research.core.protocols import Estimator, Guided, Weights
 
 
 @part
@@ -24,7 +24,7 @@ class ScoredBy:
     Law: scored by its own starting weights, a model's first scores are the same bit for bit.
     """
 
-    estimator: Estimator
+    estimator: Estimator | Guided
     model: Weights
     same_tokens: bool = False
 
