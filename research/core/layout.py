@@ -17,6 +17,7 @@ from research.core.axes import axes_of
 from research.core.parts import part, require
 
 Rule = tuple[str, tuple[str, ...]]
+HOST = "pinned_host"  # the kind of memory that devices read and write themselves
 
 
 @part
@@ -30,6 +31,8 @@ class Layout:
       spare: letter -> mesh axes, in the order of preference: a kernel's letter takes over the axes
         that `weights` left unused in it, where they divide it.
       overrides: parameter name -> its own letter table, where a name must differ from its letters.
+      optimizer_on_host: keep the arrays of the optimiser's state in the host's memory between two
+        updates; an update brings them to the device and takes them back. Changes no number.
     """
 
     axes: tuple[tuple[str, int], ...] = (("data", 1),)
@@ -37,6 +40,7 @@ class Layout:
     activations: tuple[Rule, ...] = (("B", ("data",)),)
     spare: tuple[Rule, ...] = ()
     overrides: tuple[tuple[str, tuple[Rule, ...]], ...] = ()
+    optimizer_on_host: bool = False
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.axes]
@@ -109,6 +113,11 @@ class Placement:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def memory_kinds(self) -> tuple[str, ...]:
+        """The kinds of memory that the mesh's devices address, by jax's names."""
+        return tuple(memory.kind for memory in self.mesh.devices.flat[0].addressable_memories())
+
+    @property
     def num_row_shards(self) -> int:
         """Over how many shards the rows of a batch are split: batch sizes must be a multiple."""
         axes = dict(self.layout.activations).get("B", ())
@@ -146,13 +155,17 @@ class Placement:
             entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
         return P(*entries)
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> NamedSharding:
-        """Give the sharding of the parameter (or optimiser moment) called `name`."""
+    def weight(self, name: str, shape: tuple[int, ...], factor: bool = False) -> NamedSharding:
+        """Give the sharding of the parameter (or optimiser moment) called `name`.
+
+        Args:
+          factor: it is a row or column that stands for a kernel: it takes spare axes as one does.
+        """
         axes = axes_of(name)
         if axes is None or len(shape) < len(axes.letters):
             return self.replicated
         rules = {**dict(self.layout.weights), **dict(dict(self.layout.overrides).get(name, ()))}
-        if axes.is_kernel:
+        if axes.is_kernel or factor:
             rules = self._with_spare(axes.letters, shape, rules)
         return NamedSharding(self.mesh, self.spec(axes.letters, shape, rules, name))
 
@@ -173,13 +186,35 @@ class Placement:
         """Give the shardings of a tree whose leaves' names declare their axes; others replicate."""
 
         def sharding(path: tuple, leaf: Any) -> NamedSharding:
-            for key in reversed(path):
-                name = str(getattr(key, "key", getattr(key, "name", "")))
-                if name and axes_of(name) is not None:
-                    return self.weight(name, leaf.shape)
-            return self.replicated
+            keys = (str(getattr(key, "key", getattr(key, "name", ""))) for key in path)
+            found = [(name, axes) for name in keys if (axes := axes_of(name)) is not None]
+            if not found:
+                return self.replicated
+            factor = any(axes.is_kernel for _, axes in found)
+            return self.weight(found[-1][0], leaf.shape, factor)
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
+
+    def optimizer(self, state: Any) -> Any:
+        """Give the shardings of an optimiser's state: those of weights, on the host if asked."""
+
+        def sharding(leaf: Any, of_weight: NamedSharding) -> NamedSharding:
+            on_host = self.layout.optimizer_on_host and leaf.ndim > 0
+            return of_weight.with_memory_kind(HOST) if on_host else of_weight
+
+        return jax.tree.map(sharding, state, self.weights(state))
+
+    def require_host_memory(self, setting: str) -> None:
+        """Refuse a setting that wants the host's memory where devices cannot address it.
+
+        Raises:
+          ValueError: with the kinds of memory that there are.
+        """
+        if HOST not in self.memory_kinds:
+            raise ValueError(
+                f"{setting} keeps arrays in {HOST!r} memory, but {self.platform} devices address "
+                f"{list(self.memory_kinds)} only; leave it out, or take devices that do"
+            )
 
     def batch(self, tree: Any) -> Any:
         """Give the shardings of arrays whose first axis is B."""

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
-from research.core.generation import Generated, Sampling, Statistic
+from research.core.generation import AT_ONCE, Decoding, Generated, Sampling, Statistic
 from research.core.layout import Placement
 from research.core.records import Batch, Output, record
 from research.core.weights import take
@@ -20,7 +21,7 @@ from research.models.architecture import Architecture, Stack
 from research.models.attention.cached import attend_cached
 from research.models.attention.visibility import Visibility
 from research.models.block import Block, norm_names, normalise
-from research.models.compute import Compute
+from research.models.compute import ATTENTION, Compute
 from research.models.feedforward import FeedForward
 from research.models.generate import generate
 from research.models.moe.routing import Tokens
@@ -68,11 +69,15 @@ class Transformer:
     The tree is {"embed_V_D", "layers": {stack: {"attention": ..., "ffw": ...}}, "final_norm_D",
     "head_D_V"}; every leaf under a stack has a leading axis L. Any leaf may be replaced by a leaf
     that brings its own `contract`, `take` and `grouped`.
+
+    Attributes:
+      decoding: how `generate` runs; it changes no row.
     """
 
     arch: Architecture
     place: Placement
     compute: Compute
+    decoding: Decoding = AT_ONCE
 
     def init(self, key: jax.Array) -> Params:
         """Make random parameters in the placement's shardings."""
@@ -137,12 +142,10 @@ class Transformer:
 
         self.require_laws("causality", "batch_invariance")
         spare = ((0, 0), (0, num_slots - num_tokens))
-        cache = Cache(
-            keys=self._slots(num_rows, num_slots, "KHS"),
-            values=self._slots(num_rows, num_slots, "KSW"),
+        cache = dataclasses.replace(
+            self.empty_cache(num_rows, num_slots),
             positions_BS=jnp.pad(prompts.positions_BT, spare),
             segments_BS=jnp.pad(prompts.segments_BT, spare),
-            slot=jnp.int32(0),
         )
         return self._feed(params, cache, prompts.tokens_BT, _seen(prompts), attend)
 
@@ -179,6 +182,63 @@ class Transformer:
         self.require_laws("causality", "batch_invariance")
 
         return self._feed(params, cache, tokens_BT, seen, attend)
+
+    def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
+        """Make a cache to which nothing was fed."""
+        empty_BS = jnp.zeros((num_rows, num_slots), jnp.int32)
+        return Cache(
+            keys=self._slots(num_rows, num_slots, "KHS"),
+            values=self._slots(num_rows, num_slots, "KSW"),
+            positions_BS=empty_BS,
+            segments_BS=empty_BS,
+            slot=jnp.int32(0),
+        )
+
+    def spread(self, cache: Cache, open_B: jax.Array, num_slots: int) -> Cache:
+        """Give every row that is open what one row was fed, and room for more."""
+        num_rows, fed = len(open_B), cache.positions_BS.shape[1]
+        wide = self.empty_cache(num_rows, num_slots)
+
+        def first(axis: int, empty: jax.Array, held: jax.Array) -> jax.Array:
+            shape = [*empty.shape]
+            shape[axis] = fed
+            held = jnp.broadcast_to(held, shape)
+            return jax.lax.dynamic_update_slice(empty, held, [0] * empty.ndim)
+
+        segments_BS = jnp.where(open_B[:, None], cache.segments_BS, 0)
+        return Cache(
+            keys=jax.tree.map(functools.partial(first, -1), wide.keys, cache.keys),
+            values=jax.tree.map(functools.partial(first, -2), wide.values, cache.values),
+            positions_BS=first(-1, wide.positions_BS, cache.positions_BS),
+            segments_BS=first(-1, wide.segments_BS, segments_BS),
+            slot=cache.slot,
+        )
+
+    def seat(self, cache: Cache, place_ZR: jax.Array, new: Cache) -> Cache:
+        """Put new rows into places of a cache, shard by shard of its rows.
+
+        Shapes: `cache` has Z b rows, `new` has Z R; place b puts nothing.
+        """
+        shards = len(place_ZR)
+
+        def put(axis: int, held: jax.Array, rows: jax.Array) -> jax.Array:
+            def split(x: jax.Array) -> jax.Array:
+                return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+
+            def one(x: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
+                return x.at[(slice(None),) * axis + (places,)].set(rows, mode="drop")
+
+            each = jax.vmap(one, (axis, 0, axis), axis)
+            return each(split(held), place_ZR, split(rows)).reshape(held.shape)
+
+        of_layers = functools.partial(put, 0 if self.unrolls_decoding else 1)
+        return Cache(
+            keys=jax.tree.map(of_layers, cache.keys, new.keys),
+            values=jax.tree.map(of_layers, cache.values, new.values),
+            positions_BS=put(0, cache.positions_BS, new.positions_BS),
+            segments_BS=put(0, cache.segments_BS, new.segments_BS),
+            slot=cache.slot,
+        )
 
     def _slots(self, num_rows: int, num_slots: int, letters: str) -> dict[str, Any]:
         """Make empty slots for every layer: one array a stack, or one a layer."""
@@ -273,7 +333,17 @@ class Transformer:
         statistic: Statistic | None = None,
     ) -> Generated:
         """Continue one prompt a row; see `research/models/generate.py`."""
-        return generate(self, params, prompts, sampling, stop_ids, key_B, statistic=statistic)
+        return generate(
+            self,
+            params,
+            prompts,
+            sampling,
+            stop_ids,
+            key_B,
+            statistic=statistic,
+            decoding=self.decoding,
+            shards=self.place.num_row_shards,
+        )
 
     def for_scoring(self) -> Transformer:
         """Give the model that scores, is evaluated and decodes: with the dispatch for these.
@@ -291,9 +361,13 @@ class Transformer:
         """Refuse a mesh that this model does not fit, from its shapes alone.
 
         Raises:
-          ValueError: a mesh axis does not divide a parameter, or the experts' dispatch cannot run.
+          ValueError: a mesh axis does not divide a parameter, the experts' dispatch cannot run, or
+            the host's memory is asked for and cannot be reached.
         """
         self.place.weights(self.abstract())
+        self.compute.require_memory(self.place)
+        if self.place.layout.optimizer_on_host:
+            self.place.require_host_memory("optimizer_on_host=True")
         if self.arch.moe is not None:
             self.compute.dispatch_on(self.place).require(self.arch.moe.num_experts, self.place)
 
@@ -323,7 +397,7 @@ class Transformer:
             value = jnp.pad(value, ((0, 0),) * 3 + ((0, spare),))
         scale, cap = self.arch.score_scale, self.arch.attention_cap
         mixed = backend(query, key, value, seen, scale=scale, soft_cap=cap, sinks_KG=sinks)
-        return mixed[..., :width] if spare else mixed
+        return checkpoint_name(mixed[..., :width] if spare else mixed, ATTENTION)
 
     def _embed(
         self, params: Params, tokens_BT: jax.Array, seen: Visibility

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from research.core.axes import Axes, declared
 from research.core.parts import part, require
 from research.core.tree import flatten, unflatten
-from research.optimizers.matrices import descend, lift
+from research.optimizers.matrices import descend, factor_names, lift, sides
 
 
 @part
@@ -91,8 +91,8 @@ class Adafactor:
         """Give {row, column} means of one stack of matrices, or the array itself."""
         if not axes.is_kernel or min(axes.matrix(square.shape)[1:]) < self.min_factored:
             return square
-        inputs, outputs = _sides(axes)
-        row, column = _names(axes)
+        inputs, outputs = sides(axes)
+        row, column = factor_names(axes)
         return {row: jnp.mean(square, outputs), column: jnp.mean(square, inputs)}
 
     def _bounded(self, axes: Axes, direction: jax.Array, weight: jax.Array) -> jax.Array:
@@ -105,24 +105,12 @@ class Adafactor:
         return direction
 
 
-def _sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Give the (input, output) axes of a kernel, counted from the end."""
-    last = len(axes.outputs)
-    return tuple(range(-last - len(axes.inputs), -last)), tuple(range(-last, 0))
-
-
-def _names(axes: Axes) -> tuple[str, str]:
-    """Name the factors by the axes they keep: `up_E_D_F` has `row_E_D` and `column_E_F`."""
-    bank = f"{axes.bank}_" if axes.bank else ""
-    return f"row_{bank}{axes.inputs}", f"column_{bank}{axes.outputs}"
-
-
 def _inverse_root(axes: Axes, moment: Any) -> jax.Array:
     """Give 1 / sqrt(v) from v itself or from its row and column means."""
     if not isinstance(moment, dict):
         return jax.lax.rsqrt(moment)
-    row, column = (moment[name] for name in _names(axes))
-    inputs, outputs = _sides(axes)
+    row, column = (moment[name] for name in factor_names(axes))
+    inputs, outputs = sides(axes)
     kept = tuple(range(-len(inputs), 0))
     row = row / jnp.mean(row, kept, keepdims=True)
     row, column = jnp.expand_dims(row, outputs), jnp.expand_dims(column, inputs)

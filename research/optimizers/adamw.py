@@ -9,13 +9,17 @@ import optax
 
 from research.core.parts import part, require
 from research.optimizers.matrices import descend, lift
+from research.optimizers.moments import Float32, Moments, seed_of
 
 
 @part
 class AdamW:
     """Descend along m / (sqrt(v) + eps), both bias-corrected, plus weight_decay W for kernels.
 
-    Elementwise: a stack is its layers, and a kernel its matrix, by nature. Moments are float32.
+    Elementwise: a stack is its layers, and a kernel its matrix, by nature.
+
+    Attributes:
+      moments: how m and v are kept between steps; an update always computes with float32.
 
     Source: Loshchilov & Hutter 2017, arXiv 1711.05101; the direction is `optax.scale_by_adam`.
     """
@@ -24,6 +28,7 @@ class AdamW:
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    moments: Moments = Float32()
 
     def __post_init__(self) -> None:
         require(
@@ -35,15 +40,25 @@ class AdamW:
         )
 
     def init(self, trainable: Any) -> Any:
-        """Make zero moments, float32."""
-        return self._direction().init(lift(trainable))
+        """Make zero moments."""
+        return self._kept(self._direction().init(lift(trainable)))
 
     def update(
         self, gradients: Any, state: Any, trainable: Any, learning_rate: jax.Array
     ) -> tuple[Any, Any]:
         """Give (updates to add, new state)."""
-        direction, state = self._direction().update(lift(gradients), state)
-        return descend(direction, trainable, learning_rate, self.weight_decay), state
+        direction, state = self._direction().update(lift(gradients), self._read(state))
+        updates = descend(direction, trainable, learning_rate, self.weight_decay)
+        return updates, self._kept(state)
+
+    def _kept(self, state: Any) -> Any:
+        m = self.moments.keep(state.mu, seed_of(state.count, 1), signed=True)
+        v = self.moments.keep(state.nu, seed_of(state.count, 2), signed=False)
+        return state._replace(mu=m, nu=v)
+
+    def _read(self, state: Any) -> Any:
+        m = self.moments.read(state.mu, signed=True)
+        return state._replace(mu=m, nu=self.moments.read(state.nu, signed=False))
 
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.b1, self.b2, self.eps)

@@ -9,14 +9,18 @@ import optax
 
 from research.core.parts import part, require
 from research.optimizers.matrices import descend, lift
+from research.optimizers.moments import Float32, Moments, seed_of
 
 
 @part
 class Lion:
-    """Descend along sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g; one float32 moment.
+    """Descend along sign(b1 m + (1 - b1) g), then m <- b2 m + (1 - b2) g; one moment.
 
     Every element moves by the learning rate, so it wants 3 to 10 times less of it than AdamW, and
     as many times more weight decay.
+
+    Attributes:
+      moments: how m is kept between steps; an update always computes with float32.
 
     Source: Chen et al. 2023, arXiv 2302.06675; the direction is `optax.scale_by_lion`.
     """
@@ -24,6 +28,7 @@ class Lion:
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.0
+    moments: Moments = Float32()
 
     def __post_init__(self) -> None:
         require(
@@ -34,15 +39,21 @@ class Lion:
         )
 
     def init(self, trainable: Any) -> Any:
-        """Make a zero moment, float32."""
-        return self._direction().init(lift(trainable))
+        """Make a zero moment."""
+        return self._kept(self._direction().init(lift(trainable)))
 
     def update(
         self, gradients: Any, state: Any, trainable: Any, learning_rate: jax.Array
     ) -> tuple[Any, Any]:
         """Give (updates to add, new state)."""
-        direction, state = self._direction().update(lift(gradients), state)
-        return descend(direction, trainable, learning_rate, self.weight_decay), state
+        held = state._replace(mu=self.moments.read(state.mu, signed=True))
+        direction, state = self._direction().update(lift(gradients), held)
+        updates = descend(direction, trainable, learning_rate, self.weight_decay)
+        return updates, self._kept(state)
+
+    def _kept(self, state: Any) -> Any:
+        m = self.moments.keep(state.mu, seed_of(state.count, 1), signed=True)
+        return state._replace(mu=m)
 
     def _direction(self) -> optax.GradientTransformation:
         return optax.scale_by_lion(self.b1, self.b2)

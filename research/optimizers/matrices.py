@@ -1,4 +1,4 @@
-"""What optimisers share: float32 arithmetic, and decay of the matrices that names declare."""
+"""What optimisers share: float32 arithmetic, and the matrices that names declare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.axes import declared
+from research.core.axes import Axes, declared
 
 
 def lift(tree: Any) -> Any:
@@ -30,3 +30,15 @@ def descend(direction: Any, trainable: Any, learning_rate: Any, weight_decay: An
         return -learning_rate * direction
 
     return jax.tree_util.tree_map_with_path(update, direction, trainable)
+
+
+def sides(axes: Axes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Give the (input, output) axes of a kernel, counted from the end."""
+    last = len(axes.outputs)
+    return tuple(range(-last - len(axes.inputs), -last)), tuple(range(-last, 0))
+
+
+def factor_names(axes: Axes) -> tuple[str, str]:
+    """Name a kernel's factors by the axes they keep: `up_E_D_F` has `row_E_D`, `column_E_F`."""
+    bank = f"{axes.bank}_" if axes.bank else ""
+    return f"row_{bank}{axes.inputs}", f"column_{bank}{axes.outputs}"

@@ -13,6 +13,7 @@ from research.core.parts import part, require
 from research.core.tree import flatten, unflatten
 from research.optimizers.adamw import AdamW
 from research.optimizers.matrices import descend, lift
+from research.optimizers.moments import Float32, Moments, seed_of
 
 
 @part
@@ -29,6 +30,7 @@ class Muon:
       iterations: Newton-Schulz iterations, which bring the singular values near 1.
       rms: root mean square of the update per learning rate.
       weight_decay: decoupled, for the kernels that Muon moves.
+      moments: how the momentum is kept between steps; an update always computes with float32.
       rest: the optimiser of all other parameters.
 
     Source: Jordan et al. 2024 (modded-nanogpt); the factor: Liu et al. 2025, arXiv 2502.16982; the
@@ -40,6 +42,7 @@ class Muon:
     iterations: int = 5
     rms: float = 0.2
     weight_decay: float = 0.0
+    moments: Moments = Float32()
     rest: AdamW = AdamW()
 
     def __post_init__(self) -> None:
@@ -52,10 +55,10 @@ class Muon:
         )
 
     def init(self, trainable: Any) -> Any:
-        """Make zero momentum for kernels and the state of `rest` for the others, float32."""
+        """Make zero momentum for kernels and the state of `rest` for the others."""
         kernels, others = divide(trainable)
         return {
-            "kernels": self._direction(kernels).init(lift(kernels)),
+            "kernels": self._kept(self._direction(kernels).init(lift(kernels))),
             "rest": self.rest.init(others),
         }
 
@@ -64,12 +67,18 @@ class Muon:
     ) -> tuple[Any, Any]:
         """Give (updates to add, new state)."""
         (kernels, others), (kernel_slopes, other_slopes) = divide(trainable), divide(gradients)
-        direction, moments = self._direction(kernels).update(lift(kernel_slopes), state["kernels"])
+        held = state["kernels"]
+        held = held._replace(mu=self.moments.read(held.mu, signed=True))
+        direction, momentum = self._direction(kernels).update(lift(kernel_slopes), held)
         direction = jax.tree_util.tree_map_with_path(self._sized, direction)
         updates = descend(direction, kernels, learning_rate, self.weight_decay)
         rest_updates, rest = self.rest.update(other_slopes, state["rest"], others, learning_rate)
         both = flatten(updates) | flatten(rest_updates)
-        return unflatten(both), {"kernels": moments, "rest": rest}
+        return unflatten(both), {"kernels": self._kept(momentum), "rest": rest}
+
+    def _kept(self, state: Any) -> Any:
+        momentum = self.moments.keep(state.mu, seed_of(state.count, 1), signed=True)
+        return state._replace(mu=momentum)
 
     def _direction(self, kernels: Any) -> Any:
         return scale_by_muon(

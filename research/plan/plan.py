@@ -24,7 +24,7 @@ from research.plan.topologies import Topology
 from research.score.pool import score_batch
 from research.train.budget import abstract_trees, step_flops
 from research.train.prepare import resolve_model
-from research.train.step import compile_step, start_of, structure_of
+from research.train.step import compile_step, shardings_of, start_of, structure_of
 
 PROGRAMS = ("training", "scoring", "decoding")
 NEW_TOKENS = 128  # that decoding is planned for, where the estimator decodes nothing
@@ -176,7 +176,7 @@ class Site:
             self.model.abstract(),
             _key(),
         )
-        return placed(start, self.place.weights(start))
+        return placed(start, shardings_of(self.place, start))
 
     def training(self, learner: Learner, frozen: Any) -> Planned:
         """Compile one update."""

@@ -17,6 +17,7 @@ from research.core.tree import flatten, unflatten
 from research.experiment import Update
 from research.models.moe.balancing import Balancing
 from research.optimizers.clipping import clip
+from research.optimizers.turns import applied, moved_in_turns
 
 Step = Callable[..., tuple[Learner, Report]]
 CORRECTION = "router_correction_E"
@@ -44,12 +45,17 @@ def _compile_start(
     treedef, leaves = shapes
     params = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*leaf[:2]) for leaf in leaves])
     start = functools.partial(start_of, tuning, optimizer)
-    learner, frozen = place.weights(
-        jax.eval_shape(start, params, jax.eval_shape(lambda: jax.random.key(0)))
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    learner, frozen = shardings_of(place, jax.eval_shape(start, params, key))
     if beside:
         return jax.jit(lambda params, key: start(params, key)[0], out_shardings=learner)
     return jax.jit(start, donate_argnums=0, out_shardings=(learner, frozen))
+
+
+def shardings_of(place: Placement, start: tuple[Learner, Tree]) -> tuple[Learner, Tree]:
+    """Give where each leaf of (learner, frozen) lies between two steps."""
+    learner, frozen = place.weights(start)
+    return dataclasses.replace(learner, optimizer=place.optimizer(start[0].optimizer)), frozen
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,7 +90,7 @@ def compile_step(model: Model, place: Placement, structure: Any) -> Step:
     treedef, leaves = structure
     shardings = jax.tree.unflatten(treedef, [sharding for _, _, sharding in leaves])
     return jax.jit(
-        step_program(model),
+        step_program(model, place.layout.optimizer_on_host),
         donate_argnums=0,
         out_shardings=(shardings, place.replicated),
     )
@@ -92,7 +98,8 @@ def compile_step(model: Model, place: Placement, structure: Any) -> Step:
 
 @jax.jit
 def all_finite(tree: Tree) -> jax.Array:
-    """Whether every number of a tree is finite."""
+    """Whether every number of a tree is finite, wherever it lies."""
+    tree = jax.device_put(tree, jax.memory.Space.Device)
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
@@ -104,9 +111,9 @@ def abstractly(learner: Learner) -> Learner:
     )
 
 
-def step_program(model: Model) -> Step:
+def step_program(model: Model, optimizer_on_host: bool = False) -> Step:
     """Give the step of a model, not compiled."""
-    return functools.partial(_step, model)
+    return functools.partial(_step, model, optimizer_on_host)
 
 
 def structure_of(learner: Learner) -> Any:
@@ -121,6 +128,7 @@ def _hashable(tree: Tree) -> Any:
 
 def _step(
     model: Model,
+    optimizer_on_host: bool,
     learner: Learner,
     frozen: Tree,
     batch: Batch,
@@ -132,18 +140,21 @@ def _step(
     learning_rate = update.schedule((learner.step - first + 0.5) / steps)
     gradients, loss, report = _gradients(model, learner, frozen, batch, update, key)
     gradients, norm = clip(gradients, update.max_gradient_norm)
-    changes, optimizer = update.optimizer.update(
-        gradients, learner.optimizer, learner.trainable, learning_rate
-    )
-    trainable = jax.tree.map(lambda p, c: (p + c).astype(p.dtype), learner.trainable, changes)
-    trainable = balance(update.balancing, trainable, report)
     sound = jnp.isfinite(norm) & jnp.isfinite(loss)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(sound, new, old))
+    held = gradients, learner.optimizer, learner.trainable, learning_rate
+    if optimizer_on_host:
+        trainable, optimizer = moved_in_turns(update.optimizer, *held, keep)
+    else:
+        changes, optimizer = update.optimizer.update(*held)
+        trainable = applied(learner.trainable, changes)
+        optimizer = keep(optimizer, learner.optimizer)
+    trainable = balance(update.balancing, trainable, report)
     learner = Learner(
         step=learner.step + 1,
         withheld=learner.withheld + (1 - sound),
         trainable=keep(trainable, learner.trainable),
-        optimizer=keep(optimizer, learner.optimizer),
+        optimizer=optimizer,
     )
     one = jnp.float32(1)
     seen = {

@@ -1,5 +1,6 @@
 """Layouts: every letter goes where its rule says; what does not fit is an error that says why."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from configs import layouts
-from research.core.layout import Layout
+from research.core.layout import Layout, Placement
 from research.models.architecture import Architecture
 from research.models.compute import Compute
 from research.models.transformer import Transformer
 from research.optimizers.adafactor import Adafactor
 from research.optimizers.adamw import AdamW
+from research.optimizers.moments import EightBit
 from research.tuning.full import Full
 from research.tuning.lora import Lora
 
@@ -30,6 +32,7 @@ ARCH = Architecture(
 MEMORY = {
     "full": (Full(), AdamW()),
     "adafactor": (Full(), Adafactor()),
+    "eight_bits": (Full(), AdamW(moments=EightBit())),
     "lora": (Lora(rank=64), AdamW()),
     "lora_everywhere": (Lora(rank=64, targets=("all_linear", "embed_V_D", "head_D_V")), AdamW()),
 }
@@ -149,3 +152,31 @@ def test_one_mesh_axis_for_two_letters_names_both_and_the_axis():
 def test_a_layout_that_cannot_be_is_refused_when_it_is_made(fields, message):
     with pytest.raises(ValueError, match=message):
         Layout(**fields)
+
+
+def test_state_on_the_host_keeps_its_sharding_and_leaves_scalars_on_the_device():
+    layout = dataclasses.replace(layouts.fsdp(), optimizer_on_host=True)
+    place, tree = layout.on(jax.devices()), {"gate_D_F": jnp.zeros((2, 24, 16))}
+    state = jax.eval_shape(AdamW().init, tree)
+    held, there = place.optimizer(state), place.weights(state)
+    assert held.mu["gate_D_F"] == there.mu["gate_D_F"].with_memory_kind("pinned_host")
+    assert held.count == there.count
+    assert place.weights(tree)["gate_D_F"].memory_kind == "device"
+
+
+@pytest.mark.parametrize(
+    ("layout", "compute", "setting"),
+    [
+        (Layout(optimizer_on_host=True), Compute(), "optimizer_on_host=True"),
+        (Layout(), Compute(remat="offload"), "remat='offload'"),
+        (Layout(), Compute(remat="offload_dots"), "remat='offload_dots'"),
+    ],
+)
+def test_a_device_that_cannot_reach_the_host_is_an_error_that_says_what_it_reaches(
+    monkeypatch, layout, compute, setting
+):
+    model = Transformer(ARCH, layout.on(jax.devices()), compute)
+    model.require_place()
+    monkeypatch.setattr(Placement, "memory_kinds", ("device",))
+    with pytest.raises(ValueError, match=rf"{setting} .*'pinned_host'.*cpu devices.*\['device'\]"):
+        model.require_place()

@@ -15,6 +15,7 @@ from research.optimizers.adafactor import Adafactor
 from research.optimizers.adamw import AdamW
 from research.optimizers.clipping import clip, global_norm
 from research.optimizers.lion import Lion
+from research.optimizers.moments import Bfloat16, Float32
 from research.optimizers.muon import Muon
 from research.optimizers.sgd import Sgd
 
@@ -166,19 +167,20 @@ def test_two_devices_move_parameters_as_one_and_keep_moments_split(optimizer):
 
 
 VARIED = [
-    (AdamW(weight_decay=0.1), ("b1", "b2", "eps", "weight_decay")),
+    (AdamW(weight_decay=0.1), ("b1", "b2", "eps", "weight_decay", "moments")),
     (Sgd(momentum=0.5, weight_decay=0.1), ("momentum", "nesterov", "weight_decay")),
     (
         Adafactor(min_factored=4, weight_decay=0.1, clip_rms=0.1, min_scale=2.0, eps=1e-4),
         ("decay", "eps", "clip_rms", "min_scale", "min_factored", "weight_decay"),
     ),
-    (Lion(weight_decay=0.1), ("b1", "b2", "weight_decay")),
+    (Lion(weight_decay=0.1), ("b1", "b2", "weight_decay", "moments")),
     (
         Muon(weight_decay=0.1, iterations=1),
-        ("beta", "nesterov", "iterations", "rms", "weight_decay", "rest"),
+        ("beta", "nesterov", "iterations", "rms", "weight_decay", "moments", "rest"),
     ),
 ]
 OTHER = {bool: lambda v: not v, int: lambda v: v * 3, float: lambda v: v * 0.7}
+OTHER[Float32] = lambda v: Bfloat16()
 OTHER[AdamW] = lambda v: dataclasses.replace(v, weight_decay=0.3)
 
 
