@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -34,7 +35,7 @@ from research.sweep.space import LogUniform
 from research.sweep.standing import stand
 from research.train.prepare import prepare
 from research.train.step import compile_step
-from research.train.watchdog import FOLDER, file_of, myself, write
+from research.train.watchdog import FOLDER, HeldError, Patience, claim, file_of, myself, write
 from research.tuning.lora import Lora
 from tests.flow.crew import ONE_DEVICE, ROOT, until
 from tests.flow.runs import NUM_EXAMPLES, tiny_run
@@ -200,6 +201,18 @@ def test_a_held_run_is_passed_over_and_looked_at_again(two, tmp_path):
     assert scheduler.next().run.name == "first"
 
 
+def test_of_many_that_claim_a_folder_at_once_one_gets_it(tmp_path):
+    def try_to_claim(_):
+        try:
+            return claim(tmp_path, Patience(), lambda _: None)
+        except HeldError:
+            return None
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        got = [start for start in pool.map(try_to_claim, range(24)) if start]
+    assert len(got) == 1
+
+
 def test_what_a_dead_owner_held_is_taken_over_at_once(two, tmp_path):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"],
@@ -266,6 +279,7 @@ def sweep():
 """
 COUNT = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import jax
 from jax import monitoring
