@@ -10,6 +10,9 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
+from research.data.pool import Data, open_pool
+from research.data.sources import Jsonl
+from research.data.tokenizer import open_tokenizer
 from research.evaluate.folds import fold_difference, fold_interval
 from research.evaluate.power import detectable_difference, detectable_paired_difference
 from research.evaluate.results import Evaluation
@@ -22,6 +25,7 @@ from research.report.drawing import look_of
 from research.report.report import report
 from research.report.runs import HOPELESS, Arm, Run, read_arms
 from research.report.writers import Record
+from research.train.provenance import EXCERPT, describe_pool
 
 STEPS, CYCLE, ROUNDS, POOL, CHOSEN, ITEMS = 24, 3, 4, 61, 15, 47
 
@@ -507,3 +511,21 @@ def test_yes_no_items_are_told_what_they_could_have_shown(tmp_path):
     unpaired = f"{detectable_difference(40.5 / ITEMS, ITEMS):.3f}"
     paired = f"{detectable_paired_difference(10 / ITEMS, ITEMS):.3f}"
     assert f"b accuracy on q {ITEMS} {unpaired} 21% {paired}" in text
+
+
+def test_a_run_keeps_how_each_example_begins_and_ends(tmp_path):
+    rows = [
+        {"id": "short", "prompt": "Once upon a time", "completion": " there was a cat."},
+        {"id": "long", "text": " ".join(["Tim saw a big dog."] * 30)},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = str(Path(__file__).parents[2] / "experiments/assets/stories260k")
+    pool = open_pool(Data(sources=(Jsonl(path=str(file)),)), open_tokenizer(folder))
+    short, long = describe_pool(pool)
+    assert (short["prompt"], short["answer"]) == ("Once upon a time", "there was a cat.")
+    assert long["answer"].startswith("Tim saw a big dog. Tim saw")
+    assert long["answer"].endswith("saw a big dog.")
+    assert EXCERPT - 2 <= len(long["answer"]) <= EXCERPT + 3
+    assert (long["index"], long["id"], long["tokens"]) == (1, "long", pool.lengths_X[1])
+    json.dumps([short, long])
