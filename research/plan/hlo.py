@@ -192,12 +192,13 @@ class _Walker:
     def _turns(self, computation: Computation, loop: Instruction) -> float:
         if known := _TRIPS.search(loop.attributes):
             return float(known[1])
+        turns = counted_trips(self.computations, computation, loop)
+        if turns is not None:  # a loop over layers may have the name of the loop that ends by data
+            return float(turns)
         bound = [n for end, n in self.trips.items() if loop.op_name.endswith(end)]
-        turns = bound[0] if bound else counted_trips(self.computations, computation, loop)
-        if turns is None:
+        if not bound:
             self.unknown.append(loop.op_name or loop.name)
-            return 1.0
-        return float(turns)
+        return float(bound[0]) if bound else 1.0
 
 
 def counted_trips(

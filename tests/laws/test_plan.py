@@ -153,6 +153,15 @@ def test_a_loop_that_nothing_bounds_is_counted_once_and_named_unless_its_turns_a
     assert read(text, {"f)/while": 11}).unknown_loops == ()
 
 
+def test_a_loop_that_counts_keeps_its_turns_whatever_its_name():
+    """Prefill's loop over layers is called as the loop that adds tokens, which ends by its data."""
+    text = TPU_TEXT.replace(
+        "condition=%condition, body=%body",
+        'condition=%condition, body=%body, metadata={op_name="jit(f)/while"}',
+    )
+    assert read(text, {"f)/while": 11}).runs["body"] == 3
+
+
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         read("module @jit_f {}")
