@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -96,16 +96,16 @@ def _open(measure: Any, pool: Pool, model: Transformer, stops: tuple[int, ...]) 
 
 
 def _asked(
-    estimator: Any,
+    measure: Estimator | Guided,
     pool: Pool,
     model: Transformer,
     weights: Resolved | None,
     ends: tuple[int, ...],
 ) -> Term:
-    guide = None
-    if isinstance(estimator, Guided):
+    estimator, guide = cast(Estimator, measure), None
+    if isinstance(measure, Guided):
         size = model.arch.vocab_size
-        guide = render_views(estimator, open_pool(estimator.guide, pool.tokenizer, vocab_size=size))
+        guide = render_views(estimator, open_pool(measure.guide, pool.tokenizer, vocab_size=size))
     return Term(
         estimator=estimator,
         model=model,
