@@ -15,7 +15,7 @@ from pathlib import Path
 from research.train.watchdog import FOLDER
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 240.0  # for anything; a busy machine compiles for a minute
+LIMIT_S = 600.0  # ends a hang; four processes on a busy machine take minutes to begin
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 

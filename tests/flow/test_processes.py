@@ -21,7 +21,7 @@ from research.train.watchdog import AGAIN, FOLDER, file_of, myself, write
 from tests.flow.crew import crew, free_port, pid_of, training
 from tests.flow.runs import Silent, tiny_run
 
-pytestmark = pytest.mark.timeout(900)  # a busy machine compiles for minutes
+pytestmark = pytest.mark.timeout(1800)  # a busy machine compiles for minutes
 
 LOSS_TOLERANCE = 2e-5  # relative; float32 sums over processes come in another order, 24 steps long
 SCORE_TOLERANCE = 1e-4  # nats; entropies after steps whose sums came in another order
