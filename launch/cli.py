@@ -197,6 +197,7 @@ def sweep(
             file=experiment,
             settings=set_,
             generator=generator,
+            only=only,
             command=sys.argv,
             patience=group.patience,
         )

@@ -176,13 +176,14 @@ def run_at_once(
     file: Path,
     settings: Sequence[str],
     generator: str,
+    only: Sequence[str],
     command: Sequence[str],
     patience: Patience,
 ) -> None:
     """Run a sweep in `jobs` processes, each of which runs one run after the other.
 
     Args:
-      file, settings, generator: where the sweep is from; workers read it themselves.
+      file, settings, generator, only: where the sweep is from; workers read it themselves.
 
     Raises:
       ValueError: the input of the first run is wrong.
@@ -190,7 +191,7 @@ def run_at_once(
       SweepError: naming the runs that stopped, at the end.
     """
     scheduler = Scheduler(sweep, folder, plainly(console))
-    given = {"file": str(file), "set": list(settings), "generator": generator}
+    given = {"file": str(file), "set": list(settings), "generator": generator, "only": list(only)}
     given |= {"folder": str(folder), "command": list(command), "patience": describe(patience)}
     given["patience"].pop("type")
     crew = Crew(divide(jobs, os.environ), given)

@@ -50,12 +50,14 @@ def work(settings: Mapping[str, Any], tasks: queue.SimpleQueue[Any], answers: Te
 
     from launch.experiment_file import load_sweep
     from launch.processes import Group
+    from launch.sweep import adapted
     from launch.sweep_task import attempt, task_of
     from research.train.loop import PreemptedError
     from research.train.watchdog import Patience
 
     console = Console(stderr=True, highlight=False)
-    sweep = load_sweep(Path(settings["file"]), settings["set"], settings["generator"])
+    loaded = load_sweep(Path(settings["file"]), settings["set"], settings["generator"])
+    sweep = adapted(loaded, eta=0, rungs=1, metric="", only=settings["only"])
     group = Group(patience=Patience(**settings["patience"]))
     quiet = False
     while (told := tasks.get()) is not None:

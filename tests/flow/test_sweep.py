@@ -21,6 +21,7 @@ from launch.runs import run
 from launch.sweep import Scheduler, SweepError, adapted, run_sweep
 from launch.sweep_board import table
 from launch.sweep_crew import environment
+from launch.sweep_task import task_of, told
 from launch.sweep_worker import work
 from research.clock import Clock
 from research.core.parts import vary
@@ -261,6 +262,20 @@ def test_runs_may_be_chosen_unless_they_depend_on_one_another(two):
         adapted(two, eta=2, rungs=2, metric="", only=[])
 
 
+def test_a_trial_that_is_chosen_is_made_out_by_whoever_is_told_of_it(tmp_path):
+    search = Search(
+        base=judged_run(tmp_path),
+        space={"schedule.peak_lr": LogUniform(low=1e-6, high=3e-2)},
+        method=Random(trials=5),
+        metric=METRIC,
+    )
+    for sweep in (search, adapted(search, eta=0, rungs=1, metric="", only=["tiny-0003/seed-0"])):
+        task = Scheduler(sweep, tmp_path, lambda _: None).next()
+        again = task_of(sweep, tmp_path, json.loads(json.dumps(told(task))))
+        assert again == task
+    assert task.run == search.batch((), lambda _: None)[3].runs[0]
+
+
 # Several processes
 
 FILE = """
@@ -304,7 +319,12 @@ def test_a_worker_runs_what_it_is_told_of_and_says_what_came_of_it(tmp_path):
     tasks.put(None)
     hold(runs / "second" / "seed-0")
     settings = {"file": str(file), "set": ["clock.steps=2"], "generator": "sweep"}
-    settings |= {"folder": str(runs), "command": ["maktab"], "patience": {"peer_s": 60.0}}
+    settings |= {
+        "only": ["first/seed-0", "second/seed-0"],
+        "folder": str(runs),
+        "command": ["maktab"],
+        "patience": {"peer_s": 60.0},
+    }
     work(settings, tasks, answers)
     said = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert [each["kind"] for each in said] == ["done", "held"]
