@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,10 @@ def details(study: Study, plan: Made) -> str:
         return [human(value) if yes else "" for yes in training]
 
     compiled, times = [p["compiled"] for p in programs], [p["time"] for p in programs]
+
+    def timed(what: str, told: Callable[[Made], str]) -> list[str]:
+        return row(what, [told(time) if time else "" for time in times])
+
     axes = list(dict.fromkeys(axis for p in programs for axis in p["sent_bytes"]))
     rows = [
         row("what is run", [p["shape"] for p in programs]),
@@ -135,23 +139,29 @@ def details(study: Study, plan: Made) -> str:
             f"of the {human(plan['usable_bytes'])} a program may take",
             [f"{c['peak_bytes'] / plan['usable_bytes']:.0%}" for c in compiled],
         ),
-        row("FLOPs of the model, all chips", [f"{t['model_flops']:.2e}" for t in times]),
-        row("FLOPs a chip, recomputed ones too", [f"{c['flops']:.2e}" for c in compiled]),
+        timed("FLOPs of the model, all chips", lambda t: f"{t['model_flops']:.2e}"),
+        row(
+            "FLOPs a chip, recomputed ones too",
+            [f"{c['flops']:.2e}" if c["flops"] else "" for c in compiled],
+        ),
         *(
-            row(f"sent over {axis}", [human(p["sent_bytes"].get(axis, 0.0)) for p in programs])
+            row(
+                f"sent over {axis}",
+                [human(p["sent_bytes"][axis]) if axis in p["sent_bytes"] else "" for p in programs],
+            )
             for axis in axes
             if any(p["sent_bytes"].get(axis, 0.0) > 2**20 for p in programs)
         ),
-        row(
+        timed(
             f"FLOPs a byte of memory traffic (balance {times[0]['balance']:.0f})",
-            [f"{t['intensity']:.0f}" for t in times],
+            lambda t: f"{t['intensity']:.0f}",
         ),
-        row("products", [seconds(t["compute_s"]) for t in times]),
-        row("memory", [seconds(t["memory_s"]) for t in times]),
-        row("network", [seconds(sum(t["network_s"].values())) for t in times]),
-        row("estimate, all overlapped", [seconds(t["step_s"]) for t in times]),
-        row("serial, none overlapped", [seconds(t["serial_s"]) for t in times]),
-        row("MFU", [mfu(t) for t in times]),
+        timed("products", lambda t: seconds(t["compute_s"])),
+        timed("memory", lambda t: seconds(t["memory_s"])),
+        timed("network", lambda t: seconds(sum(t["network_s"].values()))),
+        timed("estimate, all overlapped", lambda t: seconds(t["step_s"])),
+        timed("serial, none overlapped", lambda t: seconds(t["serial_s"])),
+        timed("MFU", mfu),
     ]
     kept = ", ".join(
         f"{t['what'].split('/')[-1]} `{t['shape']}` {human(t['nbytes'])}"
