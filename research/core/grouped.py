@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.grouped_gpu import by_tiles
+from research.core.precision import exact
 
 # Rows that one loop step on a CPU costs beside its own (copying the expert's matrix, starting the
 # product), measured on 2 cores; 8 and 128: below and above, products get slower or waste more.
@@ -38,7 +39,8 @@ def grouped_product(
     if platform == "gpu":
         return by_tiles(x_MI, w_EIO, sizes_E, False)
     real_M1 = (jnp.arange(x_MI.shape[0]) < jnp.sum(sizes_E))[:, None]
-    y_MO = jax.lax.ragged_dot(jnp.where(real_M1, x_MI, 0), w_EIO, sizes_E)
+    x_MI, precision = jnp.where(real_M1, x_MI, 0), exact(x_MI, w_EIO)
+    y_MO = jax.lax.ragged_dot(x_MI, w_EIO, sizes_E, precision=precision)
     return jnp.where(real_M1, y_MO, 0)
 
 

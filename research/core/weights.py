@@ -14,6 +14,7 @@ from flax import nnx
 
 from research.core.axes import axes_of
 from research.core.grouped import grouped_product
+from research.core.precision import exact
 
 
 def value_of(w: Any) -> Any:
@@ -86,12 +87,13 @@ def _contract(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     shared = "".join(letter for letter in x_letters if letter in w_letters and letter not in out)
     w = w.astype(x.dtype)
     if not (x_letters.endswith(shared) and w_letters.startswith(shared)):
-        return jnp.einsum(equation, x, w)
+        return jnp.einsum(equation, x, w, precision=exact(x, w))
     rows, columns = x_letters.removesuffix(shared), w_letters.removeprefix(shared)
     if out != rows + columns or set(rows) & set(columns):
-        return jnp.einsum(equation, x, w)
+        return jnp.einsum(equation, x, w, precision=exact(x, w))
     row_shape, column_shape = x.shape[: len(rows)], w.shape[len(shared) :]
     width = 1
     for size in w.shape[: len(shared)]:
         width *= size
-    return (x.reshape(-1, width) @ w.reshape(width, -1)).reshape(*row_shape, *column_shape)
+    y = jnp.matmul(x.reshape(-1, width), w.reshape(width, -1), precision=exact(x, w))
+    return y.reshape(*row_shape, *column_shape)

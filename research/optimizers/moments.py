@@ -126,7 +126,7 @@ def seed_of(count: jax.Array, moment: int) -> jax.Array:
 def _noise(path: Path, x: jax.Array, seed: jax.Array) -> jax.Array:
     """Give 32 bits an element, by its place in its matrix, its parameter's name and the seed.
 
-    Rounding needs no better noise than a good hash, which compiles in a tenth of a generator's time
+    Rounding needs no better noise than a good hash, which is quicker to compile than a generator
     and needs nothing from another device. Layers of a stack share it, as if each were alone.
     """
     shape = x.shape[x.ndim - len(declared(path[-1]).letters) :]

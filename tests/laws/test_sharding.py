@@ -62,6 +62,7 @@ LAYOUTS = {
     "pod_expert": layouts.pod(2, expert=2),
 }
 EVERY = [(layout, tuning, model) for layout in LAYOUTS for tuning in TUNINGS for model in MODELS]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]  # compiling is slow on a busy machine
 FEW = {
     ("fsdp_tensor_context", "full", "dense"),
     ("expert_tensor", "lora", "moe"),
@@ -86,7 +87,7 @@ def batch() -> Batch:
 
 
 @functools.cache
-def learned(layout: str, tuning: str, model: str):
+def learned(layout: str, tuning: str, model: str, micro_batches: int = 1):
     """Give (what one step of gradient descent changed, loss, programs compiled, learner)."""
     place = (LAYOUTS[layout] if layout else layouts.single()).on(
         jax.devices() if layout else jax.devices()[:1]
@@ -98,7 +99,7 @@ def learned(layout: str, tuning: str, model: str):
         optimizer=Sgd(momentum=0.9),
         schedule=Constant(peak_lr=1.0),
         max_gradient_norm=None,
-        micro_batches=1,
+        micro_batches=micro_batches,
     )
     learner, frozen = initialise(place, update, start(transformer), seed=3)
     before = jax.tree.map(np.asarray, learner.trainable)
@@ -123,11 +124,24 @@ def start(model: Transformer):
 
 @pytest.mark.parametrize(
     ("layout", "tuning", "model"),
-    [pytest.param(*case, marks=[] if case in FEW else [pytest.mark.slow]) for case in EVERY],
+    [pytest.param(*case, marks=[] if case in FEW else SLOW) for case in EVERY],
 )
 def test_eight_devices_learn_what_one_learns(layout, tuning, model):
-    changed, losses, programs, _ = learned(layout, tuning, model)
-    expected, expected_losses, _, _ = learned("", tuning, model)
+    alike(learned(layout, tuning, model), learned("", tuning, model))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("layout", ["fsdp_tensor_context", "expert_tensor"])
+def test_micro_batches_on_eight_devices_learn_what_one_batch_on_one_learns(layout):
+    model = "moe" if "expert" in layout else "dense"
+    alike(learned(layout, "lora", model, micro_batches=2), learned("", "lora", model))
+
+
+def alike(many: tuple, one: tuple) -> None:
+    """Assert that losses and changes agree, and that there was one program."""
+    changed, losses, programs, _ = many
+    expected, expected_losses, _, _ = one
     np.testing.assert_allclose(losses, expected_losses, rtol=RELATIVE)
     assert programs == 1
     for (path, ours), theirs in zip(

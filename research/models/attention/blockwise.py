@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.parts import part, require
+from research.core.precision import exact
 from research.models.attention.visibility import Visibility
 
 
@@ -146,7 +147,7 @@ def _put(blocks: jax.Array, block: jax.Array, index: Any) -> jax.Array:
 
 
 def _dot(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32, precision=exact(x, y))
 
 
 def _finite(x: jax.Array) -> jax.Array:

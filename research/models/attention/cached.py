@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from research.core.precision import exact
 from research.models.attention.visibility import Visibility, masked_softmax
 
 
@@ -27,12 +28,16 @@ def attend_cached(
     query_BKTGH = query_BTKGH.transpose(0, 2, 1, 3, 4)
     rows = (num_rows, num_kv, num_tokens * num_groups)
     scores = jnp.matmul(
-        query_BKTGH.reshape(*rows, width), key_BKHS, preferred_element_type=jnp.float32
+        query_BKTGH.reshape(*rows, width),
+        key_BKHS,
+        preferred_element_type=jnp.float32,
+        precision=exact(query_BKTGH, key_BKHS),
     )
     scores_BKTGS = scores.reshape(*query_BKTGH.shape[:-1], -1) * scale
     if soft_cap is not None:
         scores_BKTGS = soft_cap * jnp.tanh(scores_BKTGS / soft_cap)
     sinks = None if sinks_KG is None else sinks_KG[None, :, None, :, None]
     weights_BKTGS = masked_softmax(scores_BKTGS, seen.mask()[:, None, :, None], sinks)
-    mixed = weights_BKTGS.astype(value_BKSH.dtype).reshape(*rows, -1) @ value_BKSH
+    weights = weights_BKTGS.astype(value_BKSH.dtype).reshape(*rows, -1)
+    mixed = jnp.matmul(weights, value_BKSH, precision=exact(weights, value_BKSH))
     return mixed.reshape(*query_BKTGH.shape[:-1], -1).transpose(0, 2, 1, 3, 4)
