@@ -30,6 +30,7 @@ from research.train.loop import PreemptedError
 from research.train.watchdog import Patience
 
 ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = (sys.executable, "-P", "-m", "launch.sweep_worker")
 COMPILED = "compiled"  # programs that one process compiled, for the others
 LEAST_COMPILE_S = 0.3  # what took less is not kept
 SAID_CHARS = 2_000  # of a log's end, in a message
@@ -40,7 +41,14 @@ Say = Callable[[str], None]
 class Worker:
     """A process that is given tasks, and what it is doing."""
 
-    def __init__(self, index: int, share: Share, settings: Mapping[str, Any], env: dict[str, str]):
+    def __init__(
+        self,
+        index: int,
+        share: Share,
+        settings: Mapping[str, Any],
+        env: Mapping[str, str],
+        program: Sequence[str],
+    ):
         folder = Path(settings["folder"])
         self.index, self.name = index, f"worker {index} ({share.name})"
         self.log = folder / "workers" / f"{index}.log"
@@ -49,7 +57,7 @@ class Worker:
         given = json.dumps({**settings, "cores": share.cores})
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "launch.sweep_worker", given],
+                [*program, given],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -92,8 +100,13 @@ class Crew:
     A worker that is gone is replaced by another one with the next task.
     """
 
-    def __init__(self, shares: Sequence[Share], settings: Mapping[str, Any]):
-        self._shares, self._settings = shares, settings
+    def __init__(
+        self,
+        shares: Sequence[Share],
+        settings: Mapping[str, Any],
+        program: Sequence[str] = PROGRAM,
+    ):
+        self._shares, self._settings, self._program = shares, settings, program
         self._env = environment(Path(settings["folder"]))
         self._workers: dict[int, Worker] = {}
         self._heard: queue.SimpleQueue[tuple[Worker, Outcome]] = queue.SimpleQueue()
@@ -113,7 +126,8 @@ class Crew:
         taken = {worker.index for worker in self.busy}
         index = next(x for x in range(len(self._shares)) if x not in taken)
         if index not in self._workers:
-            worker = Worker(index, self._shares[index], self._settings, self._env)
+            share = self._shares[index]
+            worker = Worker(index, share, self._settings, self._env, self._program)
             self._workers[index] = worker
             threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
         self._workers[index].give(task)
@@ -136,10 +150,13 @@ class Crew:
             worker.process.terminate()
 
     def end(self) -> None:
-        """Let those that have nothing to do end, and wait for all."""
+        """Tell all that there are no more tasks, and wait for them.
+
+        Those that are busy read it when their run has ended: it may come to its end by itself after
+        it was asked to leave.
+        """
         for worker in self._workers.values():
-            if worker.task is None:
-                worker.give(None)
+            worker.give(None)
         for worker in self._workers.values():
             worker.process.wait()
 

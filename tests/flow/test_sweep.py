@@ -17,10 +17,11 @@ import pytest
 from rich.console import Console
 
 from configs import curricula
+from launch.devices import Share
 from launch.runs import run
 from launch.sweep import Scheduler, SweepError, adapted, run_sweep
 from launch.sweep_board import table
-from launch.sweep_crew import environment
+from launch.sweep_crew import Crew, environment, leave
 from launch.sweep_task import task_of, told
 from launch.sweep_worker import work
 from research.clock import Clock
@@ -38,7 +39,7 @@ from research.train.prepare import prepare
 from research.train.step import compile_step
 from research.train.watchdog import FOLDER, HeldError, Patience, claim, file_of, myself, write
 from research.tuning.lora import Lora
-from tests.flow.crew import ONE_DEVICE, ROOT, until
+from tests.flow.crew import LIMIT_S, ONE_DEVICE, ROOT, until
 from tests.flow.runs import NUM_EXAMPLES, tiny_run
 
 ONE_CPU = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE}
@@ -330,6 +331,35 @@ def test_a_worker_runs_what_it_is_told_of_and_says_what_came_of_it(tmp_path):
     assert [each["kind"] for each in said] == ["done", "held"]
     assert "is held by process 0" in said[1]["says"]
     assert steps_of(runs / "first" / "seed-0")[-1] == 2
+
+
+STUB = """
+import json, os, signal, sys
+
+told = json.loads(sys.stdin.readline())
+if told["arm"] == "first":
+    os.kill(os.getpid(), signal.SIGKILL)
+signal.signal(signal.SIGTERM, lambda *_: print('{"kind": "done"}', flush=True))
+open(json.loads(sys.argv[1])["folder"] + "/begun", "w").close()
+assert sys.stdin.readline() == "null\\n"
+"""
+
+
+def test_a_run_that_ends_by_itself_when_asked_to_leave_keeps_nobody_waiting(two, tmp_path):
+    program = [sys.executable, "-c", STUB]
+    crew = Crew([Share("all")], {"folder": str(tmp_path)}, program)
+    scheduler = Scheduler(two, tmp_path / "runs", lambda _: None)
+    first = scheduler.next()
+    crew.give(first)
+    assert not crew.idle
+    task, outcome = crew.hear(LIMIT_S)
+    assert (task, outcome.kind) == (first, "lost")  # its process was killed; another one comes
+    assert crew.idle
+    scheduler.begins(first)
+    crew.give(scheduler.next())
+    until((tmp_path / "begun").exists, "the second run begins")
+    leave(crew)
+    assert not crew.busy
 
 
 def start(file: Path, runs: Path, *words: str) -> subprocess.Popen:
