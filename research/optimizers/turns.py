@@ -11,7 +11,7 @@ from research.core.axes import declared
 from research.core.protocols import Optimizer
 from research.core.tree import Path, flatten, unflatten
 
-Leaves = Mapping[int, Any]  # of a state, by their place in it
+Leaves = dict[int, Any]  # of a state, by their place in it
 
 
 def moved_in_turns(
