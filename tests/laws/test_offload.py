@@ -128,7 +128,7 @@ def test_a_state_on_the_host_is_saved_restored_and_reset_there(tmp_path):
     learner, _ = after_two_steps(layout, AdamW())
     assert all_finite((learner.trainable, learner.optimizer))
     with Store(tmp_path / "checkpoints", Checkpoints()) as store:
-        store.save(2, learner, {}, source={"of": "a test"}, metrics={})
+        store.save(2, learner, {"score_X": np.arange(5)}, source={"of": "a test"}, metrics={})
         store.wait()
         again, _ = store.restore(abstractly(learner), source={"of": "a test"})
     jax.tree.map(np.testing.assert_array_equal, again, learner)
