@@ -268,6 +268,8 @@ def refusal(prepared: Prepared) -> str | None:
             "(jax.lax.ragged_dot) batches only if all of its operands are stacked, and frozen "
             "experts are shared; one CPU device can"
         )
+    if place.layout.optimizer_on_host:
+        return "layout.optimizer_on_host keeps its optimiser off the devices; leave it out"
     split = functools.partial(prepared.experiment.tuning.split, key=jax.random.key(0))
     whole, frozen = _size(model.abstract()), _size(jax.eval_shape(split, model.abstract())[1])
     if frozen < LEAST_FROZEN * whole:

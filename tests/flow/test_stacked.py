@@ -204,14 +204,16 @@ def test_arms_find_those_that_they_can_go_with(tmp_path):
         small(tmp_path, {"tuning.rank": 4, "seed": 2}),
         small(tmp_path, {"tuning": Full()}),
         small(tmp_path, {"layout": Layout(axes=(("data", 2),))}),
+        small(tmp_path, {"layout": Layout(optimizer_on_host=True)}),
     ]
     found = groups(several)
-    assert [group.members for group in found] == [(0, 1, 2), (3, 5), (4,), (6,), (7,)]
+    assert [group.members for group in found] == [(0, 1, 2), (3, 5), (4,), (6,), (7,), (8,)]
     reasons = [group.alone for group in found]
     assert reasons[:2] == ["", ""]
     assert reasons[2] == "it differs from tiny, seed 0 in the clock or curriculum.rounds"
     assert "Full freezes 0% of the model" in reasons[3]
     assert "the model, its compute or its layout" in reasons[4]
+    assert "optimizer_on_host" in reasons[5]
 
 
 def test_arms_that_cannot_go_together_are_refused_by_name(tmp_path):
