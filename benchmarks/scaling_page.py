@@ -278,14 +278,17 @@ def weak(made: dict[str, Made]) -> str:
 def sent_by_fsdp(study: Study, n: int) -> float:
     """Give what a chip sends in a step, by the formula of the page.
 
-    (n - 1) / n x [(2 + 2 + 2) W + (2 + 4) E + (2 + 2 x 4) H]: the layers' kernels W are gathered
-    twice in bfloat16, their gradients scattered once in it; embedding E and head H are gathered
-    once in bfloat16, their gradients reduced once in float32.
+    (n - 1) / n x [(2 x 2 + 2) F + (3 x 2 + 2) A + (2 + 4) E + (2 + 2 x 4) H]: kernels of the
+    feed-forward F are gathered twice in bfloat16, those of attention A three times, and their
+    gradients scattered once in it; embedding E and head H are gathered once in bfloat16, their
+    gradients reduced once in float32.
     """
     _, arch, joined = model_of(study)
     layers, head = kernel_parameters(arch, joined)
+    forward = arch.num_layers * 3 * arch.model_dim * arch.ffw_dim
     embedding = arch.vocab_size * arch.model_dim
-    whole = 3 * BF16 * layers + (BF16 + F32) * embedding + (BF16 + 2 * F32) * head
+    whole = 3 * BF16 * forward + 4 * BF16 * (layers - forward)
+    whole += (BF16 + F32) * embedding + (BF16 + 2 * F32) * head
     return (n - 1) / n * whole
 
 
