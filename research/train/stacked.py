@@ -90,7 +90,7 @@ def train_stacked(arms: Sequence[Arm]) -> Iterator[tuple[int, End]]:
     with contextlib.ExitStack() as opened:
         runs = [opened.enter_context(contextlib.closing(_loop(arm, frozen))) for arm in arms]
         waiting: dict[int, Work] = {}
-        turn: dict[int, Done | None] = dict.fromkeys(range(len(arms)))
+        turn: Mapping[int, Done | None] = dict.fromkeys(range(len(arms)))
         while turn:
             for index, done in turn.items():
                 try:
@@ -108,7 +108,7 @@ def _loop(arm: Arm, frozen: Tree) -> Run:
     )
 
 
-def run_together(waiting: dict[int, Work]) -> dict[int, Done]:
+def run_together(waiting: dict[int, Work]) -> Mapping[int, Done]:
     """Run the next cycle of all who wait for the same one, the earliest; they wait no more.
 
     Lanes of others repeat the first of these.
