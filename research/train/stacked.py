@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from research.checkpoint import CheckpointError
 from research.core.layout import Placement
 from research.core.protocols import Model, Tree
-from research.core.records import Batch, State
+from research.core.records import Batch
 from research.score.pool import ScoringError
 from research.train.loop import (
     Done,
@@ -41,7 +41,7 @@ from research.train.step import initialise, step_program, structure_of
 
 LEAST_FROZEN = 0.5  # of the base's parameters; below it an arm is mostly weights of its own
 STOPS = (NonFiniteError, PreemptedError, CheckpointError, ScoringError, ValueError, OSError)
-End = State | Exception
+End = Any  # a State, or the Exception that came instead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
