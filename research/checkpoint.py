@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ class Store:
 
     def __init__(self, folder: Path, keep: Checkpoints, *, reading: bool = False):
         self.folder, self.keep = folder.absolute(), keep
-        self._saving: Any = None
+        self._saving: tuple[int, Future[None]] | None = None
+        self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digests")
         self._orbax: Any = ocp.training.Checkpointer(
             str(self.folder),
             preservation_policy=keep.policy(),
@@ -91,8 +93,11 @@ class Store:
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         said = contextlib.nullcontext() if error is None else contextlib.suppress(Exception)
         with said:  # Orbax raises what failed once more; the error that is under way comes first
-            self.wait()
-            self._orbax.close()
+            try:
+                self.wait()
+            finally:
+                self._finisher.shutdown()
+                self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
@@ -142,28 +147,31 @@ class Store:
                 custom_metadata={"format": FORMAT, "source": dict(source), "empty": empty},
                 overwrite=True,
             )
-        self._saving = (step, response)
+        self._saving = (step, self._finisher.submit(self._finish, step, response))
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Wait until a checkpoint is committed, and digest it; the loop goes on meanwhile."""
+        if response is not None:
+            response.result()
+        if is_first():
+            digests = json.dumps(_digests(self.folder / str(step)))
+            write_atomically(self._digest_file(step), digests)
 
     def wait(self) -> None:
-        """Wait for a save that is under way, then write its digests and drop stale ones.
+        """Wait until a save that is under way is committed and digested, and drop stale digests.
 
         Raises:
           CheckpointError: it could not be written; names the last good one.
         """
         if self._saving is None:
             return
-        (step, response), self._saving = self._saving, None
-        if response is not None:
-            with self._written(step):
-                response.result()
+        (step, finished), self._saving = self._saving, None
+        with self._written(step):
+            finished.result()
         if is_first():
-            self._write_digests(step)
-
-    def _write_digests(self, step: int) -> None:
-        write_atomically(self._digest_file(step), json.dumps(_digests(self.folder / str(step))))
-        for stale in self.folder.glob("*.digests.json"):
-            if int(stale.name.split(".")[0]) not in self.steps:
-                stale.unlink()
+            for stale in self.folder.glob("*.digests.json"):
+                if int(stale.name.split(".")[0]) not in self.steps:
+                    stale.unlink()
 
     @contextlib.contextmanager
     def _written(self, step: int) -> Iterator[None]:
