@@ -39,6 +39,7 @@ def run(
     group: Group = ALONE,
     until: float = 1.0,
     watch: Watch | None = None,
+    notice: Notice | None = None,
 ) -> bool:
     """Prepare, say what will be trained on, and train.
 
@@ -46,6 +47,7 @@ def run(
       group: the processes that run it together.
       until: leave, saved, at the first evaluation at or after this fraction of the run.
       watch: who looks on; None: bars or lines on the console.
+      notice: hears SIGTERM, where that is for more than this run.
 
     Returns:
       Whether the run came to its end; if not, it left at `until`.
@@ -56,7 +58,7 @@ def run(
       ValueError, FileNotFoundError: what is wrong with the input, before a device is touched.
       NonFiniteError, ScoringError, CheckpointError: why the run stopped.
     """
-    with Notice() as notice:
+    with Notice() if notice is None else contextlib.nullcontext(notice) as notice:
         with reading(console, watch):
             prepared = done_by_all(lambda: prepare(experiment))
         if prepared.place.platform == "cpu":

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launch.processes import ALONE, Group
+from launch.processes import ALONE, Group, Notice
 from launch.sweep_board import Board, Nobody
 from launch.sweep_task import Outcome, attempt, task_of, told
 from research.core.processes import told_by_first
@@ -21,6 +21,7 @@ from research.sweep.agenda import Agenda, Judge, Task, Verdict
 from research.sweep.halving import Halving
 from research.sweep.plan import Arm, Arms, Search, Sweep, by_seed, is_maximised, key_of
 from research.sweep.standing import described_in, holder, mark_hopeless, stop
+from research.train.loop import PreemptedError
 from research.train.provenance import is_finished
 
 WAIT_S = 1.0  # between looks at a folder in which others work
@@ -221,15 +222,25 @@ def run_sweep(
     """
     scheduler = Scheduler(sweep, folder, plainly(console) if group.speaks else silently)
     quiet = False
-    with Board(console, scheduler.rows) as board:
+    with Notice() as notice, Board(console, scheduler.rows) as board:
         while (said := told_by_first(functools.partial(next_told, scheduler))) is not None:
+            if notice():  # also where the last run came to its end before it could leave
+                raise PreemptedError("asked to leave, as by SIGTERM; the same command goes on")
             if isinstance(said, (int, float)):
                 time.sleep(said)
                 continue
             task = task_of(sweep, folder, said)
             board.line(scheduler.label(task) if group.speaks else "")
             watch = Nobody() if board.is_live else None
-            outcome = attempt(task, console, command=command, quiet=quiet, group=group, watch=watch)
+            outcome = attempt(
+                task,
+                console,
+                command=command,
+                quiet=quiet,
+                group=group,
+                watch=watch,
+                notice=notice,
+            )
             quiet = True
             told_by_first(functools.partial(scheduler.ended, task, outcome))
     told_by_first(scheduler.conclude)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from launch.processes import Group
+from launch.processes import Group, Notice
 from launch.runs import run
 from research.checkpoint import CheckpointError
 from research.core.processes import RefusedElsewhereError
@@ -61,6 +61,7 @@ def attempt(
     quiet: bool,
     group: Group,
     watch: Watch | None,
+    notice: Notice | None = None,
 ) -> Outcome:
     """Run a task in this process, as far as it is to be run.
 
@@ -78,6 +79,7 @@ def attempt(
             group=group,
             until=task.until,
             watch=watch,
+            notice=notice,
         )
     )
 

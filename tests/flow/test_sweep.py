@@ -22,7 +22,7 @@ from launch.runs import run
 from launch.sweep import Scheduler, SweepError, adapted, run_sweep
 from launch.sweep_board import table
 from launch.sweep_crew import Crew, environment, leave
-from launch.sweep_task import task_of, told
+from launch.sweep_task import attempt, task_of, told
 from launch.sweep_worker import work
 from research.clock import Clock
 from research.core.parts import vary
@@ -35,6 +35,7 @@ from research.sweep.methods import Random
 from research.sweep.plan import Arms, Search
 from research.sweep.space import LogUniform
 from research.sweep.standing import stand
+from research.train.loop import PreemptedError
 from research.train.prepare import prepare
 from research.train.step import compile_step
 from research.train.watchdog import FOLDER, HeldError, Patience, claim, file_of, myself, write
@@ -173,6 +174,21 @@ def test_the_folds_of_an_experiment_can_be_run(tmp_path):
     assert sum(held) == NUM_EXAMPLES
     assert min(held) > 0
     assert not any(prepared.leaks for prepared in folds)
+
+
+def test_sigterm_in_the_last_cycle_of_a_run_keeps_the_next_from_beginning(
+    two, tmp_path, monkeypatch
+):
+    def late(*given, **more):
+        outcome = attempt(*given, **more)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return outcome
+
+    monkeypatch.setattr("launch.sweep.attempt", late)
+    with pytest.raises(PreemptedError, match="asked to leave"):
+        sweep_in(tmp_path / "runs", two)
+    assert stand(tmp_path / "runs" / "first" / "seed-0").state == "finished"
+    assert stand(tmp_path / "runs" / "second" / "seed-0").state == "waiting"
 
 
 # Who holds what
