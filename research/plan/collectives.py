@@ -23,6 +23,15 @@ SENT = {
     "collective-permute": lambda n: 1,
     "collective-broadcast": lambda n: 1,
 }
+# Between slices a TPU's compiler hands shards to its Megascale runtime, on the hosts.
+MEGASCALE = {
+    "ALL_GATHER": "all-gather",
+    "ALL_REDUCE": "all-reduce",
+    "REDUCE_SCATTER": "reduce-scatter",
+    "ALL_TO_ALL": "all-to-all",
+    "ONE_TO_ONE": "collective-permute",
+}
+SLICE_IDS = 100_000  # a device's id is this times its slice, from 1, and its place in the slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,14 +65,20 @@ class Collective:
         return self.runs * self.sent_bytes
 
 
-def collectives(program: Program, mesh: Mapping[str, int]) -> tuple[Collective, ...]:
+def collectives(
+    program: Program, mesh: Mapping[str, int], ids: Sequence[int] = ()
+) -> tuple[Collective, ...]:
     """List the collectives of a program, those that send the most first.
 
     Args:
       mesh: axis -> size, in the order of the mesh's dimensions.
+      ids: of `mesh.devices.flat`; programs over several slices name devices by them.
+
+    Raises:
+      ValueError: a program says who talks to whom in a way that is not known here.
     """
     found = [
-        _collective(computation, instruction, kind, runs, mesh)
+        _collective(computation, instruction, kind, runs, mesh, ids)
         for computation, instruction, runs in program.walk()
         if (kind := _kind(computation, instruction)) is not None
     ]
@@ -86,6 +101,9 @@ def _kind(computation: Computation, instruction: Instruction) -> str | None:
     which repeats the instruction; only the one that starts it counts.
     """
     kind = instruction.opcode.removesuffix("-start")
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if kind == "send" and transfer:
+        return MEGASCALE[transfer[1]]
     if kind not in SENT:
         return None
     users = computation.users[instruction.name]
@@ -103,11 +121,15 @@ def _collective(
     kind: str,
     runs: float,
     mesh: Mapping[str, int],
+    ids: Sequence[int],
 ) -> Collective:
     operands = [computation.instructions[name] for name in instruction.operands]
     shapes = [shape for operand in operands for shape in operand.shapes]
     shapes = shapes[:1] if kind.startswith(("collective-permute", "ragged")) else shapes
-    groups = groups_of(instruction, math.prod(mesh.values()))
+    if instruction.opcode == "send":
+        groups = _groups_of_slices(instruction, ids)
+    else:
+        groups = groups_of(instruction, math.prod(mesh.values()))
     if kind == "collective-permute":
         groups = groups[np.argsort(-np.abs(groups[:, 0] - groups[:, 1]))]
     size = sum(shape.nbytes for shape in shapes)
@@ -158,6 +180,25 @@ def groups_of(instruction: Instruction, num_devices: int) -> Int[np.ndarray, "gr
         f"{instruction.opcode} {instruction.name}: its replica_groups are not written in a known "
         f"way: {text[:200]}"
     )
+
+
+def _groups_of_slices(
+    instruction: Instruction, ids: Sequence[int]
+) -> Int[np.ndarray, "groups size"]:
+    """Read `{1,2}x{0:3}` (slices; each place of one with its like), `{{100000,200000},...}` (groups
+    of ids) and `{{100000->200000},...}` (pairs) as positions in `ids`."""
+    text = instruction.attributes
+    if found := re.search(r'_xla_megascale_target="\{([\d,]+)\}x\{(\d+)(?::(\d+))?\}"', text):
+        first, last = int(found[2]), int(found[3] or found[2])
+        groups = [[n * SLICE_IDS + k for n in _numbers(found[1])] for k in range(first, last + 1)]
+    elif found := re.search(r"_xla_megascale_target=\{((?:\{[\d,>-]+\},?)+)\}", text):
+        groups = [_numbers(group) for group in re.findall(r"\{([^}]+)\}", found[1])]
+    else:
+        raise ValueError(
+            f"{instruction.name}: its slices are not written in a known way: {text[:300]}"
+        )
+    position = {device: index for index, device in enumerate(ids)}
+    return np.array([[position[device] for device in group] for group in groups], int)
 
 
 def _mesh_groups(sizes: str, ids: str | None, axes: str) -> Int[np.ndarray, "groups size"]:

@@ -77,6 +77,7 @@ def compile_program(
     mesh: Mapping[str, int],
     options: Mapping[str, Any],
     trips: Mapping[str, int],
+    ids: Sequence[int] = (),
 ) -> Compiled:
     """Compile a jitted program for abstract arguments and say what it needs.
 
@@ -84,6 +85,7 @@ def compile_program(
       mesh: axis -> size, in the order of the mesh's dimensions.
       options: the compiler's.
       trips: see `research.plan.hlo.read`.
+      ids: of the mesh's devices, in its order.
 
     Raises:
       DoesNotFit: the compiler refused; the message has its figures.
@@ -97,11 +99,16 @@ def compile_program(
         raise DoesNotFit(f"{name} does not fit: {refusal(str(error))}") from error
     seconds = time.perf_counter() - start
     program = read(compiled.as_text(), trips)
-    return _analyse(name, program, compiled.memory_analysis(), mesh, seconds)
+    return _analyse(name, program, compiled.memory_analysis(), mesh, ids, seconds)
 
 
 def _analyse(
-    name: str, program: Program, memory: Any, mesh: Mapping[str, int], seconds: float
+    name: str,
+    program: Program,
+    memory: Any,
+    mesh: Mapping[str, int],
+    ids: Sequence[int],
+    seconds: float,
 ) -> Compiled:
     arguments = memory.argument_size_in_bytes
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -116,7 +123,7 @@ def _analyse(
         activation_bytes=kept_activations(program),
         flops=executed_flops(program),
         traffic_bytes=memory_traffic(program),
-        collectives=collectives(program, mesh),
+        collectives=collectives(program, mesh, ids),
         largest=largest_tensors(program),
         unknown_loops=program.unknown_loops,
         compile_s=seconds,

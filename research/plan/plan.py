@@ -243,8 +243,11 @@ class Site:
     ) -> Planned:
         mesh, dtype = self.place.mesh, self.experiment.compute.dtype
         turns = {GENERATION: self._new_tokens() - 1}  # the prompt gives the first token
-        compiled = compile_program(name, program, arguments, dict(mesh.shape), self.options, turns)
         devices = list(mesh.devices.flat)
+        ids = [device.id for device in devices]
+        compiled = compile_program(
+            name, program, arguments, dict(mesh.shape), self.options, turns, ids
+        )
         time = roofline(compiled, self.topology, devices, dtype, flops)
         return Planned(compiled=compiled, time=time, tokens=tokens, shape=shape)
 

@@ -136,6 +136,58 @@ def test_a_tpus_collectives_are_counted_as_often_as_they_run_and_once_each():
     }
 
 
+SLICES = {"replica": 2, "data": 2, "fsdp": 4}
+# Ids as libtpu gives them to 4 slices of 2x2, in the order in which the mesh's ring goes round.
+IDS = [n * 100_000 + k for n in (1, 2, 3, 4) for k in (0, 1, 3, 2)]
+EVERY = '"{1,2,3,4}x{0:3}"'
+REPLICAS = ",".join(f"{{{n}0000{k},{n + 2}0000{k}}}" for n in (1, 2) for k in (0, 1, 3, 2))
+
+
+def handed_over(kind: str, target: str) -> str:
+    """Write a program that hands a tile to the runtime between slices and takes it back."""
+    attributes = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale'
+        f'_runtime",_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}'
+    )
+    kept = "(bf16[8,128]{1,0}, u32[], token[])"
+    return f"""HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {{
+  %a = bf16[8,128]{{1,0}} parameter(0)
+  %after = token[] after-all()
+  %send.1 = {kept} send(%a, %after), channel_id=2, {attributes}
+  %recv.1 = {kept} recv(%after), channel_id=1, {attributes}
+  %sent = token[] send-done(%send.1), channel_id=2
+  %taken = (bf16[8,128]{{1,0}}, token[]) recv-done(%recv.1), channel_id=1
+  ROOT %out = bf16[8,128]{{1,0}} get-tuple-element(%taken), index=0
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "axes", "group", "sent"),
+    [
+        ("ALL_REDUCE", EVERY, ("replica", "data"), (0, 4, 8, 12), 2 * 3 / 4),
+        ("ALL_REDUCE", f"{{{REPLICAS}}}", ("replica",), (0, 8), 1),
+        ("ALL_GATHER", EVERY, ("replica", "data"), (0, 4, 8, 12), 3),
+        ("REDUCE_SCATTER", EVERY, ("replica", "data"), (0, 4, 8, 12), 3 / 4),
+        ("ALL_TO_ALL", f"{{{REPLICAS}}}", ("replica",), (0, 8), 1 / 2),
+        ("ONE_TO_ONE", "{{100003->200003},{200003->100003}}", ("data",), (2, 6), 1),
+    ],
+)
+def test_what_slices_send_one_another_is_read_where_it_is_handed_over(
+    kind, target, axes, group, sent
+):
+    (found,) = collectives(read(handed_over(kind, target)), SLICES, IDS)
+    assert (found.axes, found.group) == (axes, group)
+    assert found.step_bytes == sent * TILE
+
+
+def test_slices_that_are_written_in_another_way_are_refused():
+    with pytest.raises(ValueError, match="not written in a known way"):
+        collectives(read(handed_over("ALL_REDUCE", '"all"')), SLICES, IDS)
+
+
 def test_what_lies_on_the_chip_is_no_memory_traffic():
     everywhere = read(TPU_TEXT.replace(":S(1)", ""))
     on_chip = read(TPU_TEXT)
