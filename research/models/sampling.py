@@ -28,8 +28,8 @@ def choose(
     """
     if sampling.temperature is None:
         return first_highest(logits_BV)
-    key_B = jax.vmap(jax.random.fold_in)(key_B, step_B)
-    uniform_B = jax.vmap(jax.random.uniform)(key_B)
+    assert key_B is not None, "generate refuses sampling without keys"
+    uniform_B = jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in)(key_B, step_B))
     return draw(kept_weights(logits_BV, sampling), uniform_B)
 
 

@@ -40,7 +40,7 @@ def configs() -> dict[str, dict]:
 
 
 def runs_of(whole: dict[str, Any], runs: Iterable[Experiment]) -> Iterator[Any]:
-    """Give what differs from `whole` in the first run of each name, and a hash of its replicates."""
+    """Give what differs from `whole` in the first run of each name; a hash of its replicates."""
     seen = set()
     for run in runs:
         told = flattened(portable(run))
