@@ -4,8 +4,8 @@ Question: Full fine-tuning or LoRA, and at which learning rate, brings the small
   E2E NLG) to the lowest test loss in 40 steps? And what does successive halving save?
 Method: 12 trials over peak_lr (1e-4 to 1e-1, logarithmic) x {full, LoRA of rank 4, of rank 16}:
   four drawn, the others by Tpe, two at a time. Halving with eta = 2 at a quarter and a half of the
-  run, by test loss on held-out data sheets. The same test sheets choose and judge, so the loss of the
-  best trial is a little too good; a comparison of methods would need a third set.
+  run, by test loss on held-out data sheets. The same test sheets choose and judge, so the loss of
+  the best trial is a little too good; a comparison of methods would need a third set.
 Expectation: full fine-tuning near 3e-3; LoRA needs a rate several times higher and comes close.
 Command: maktab sweep experiments/search_lr.py --jobs 2   (pip install 'maktab[search]')
 Result: Full fine-tuning at 3.1e-3: 0.827 nats [0.757, 0.898] from 4.509 (8.1e-3: 0.859, 1.4e-3:
