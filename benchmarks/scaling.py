@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ SCALE = "experiments/scale"
 LLAMA_8B = "llama3p1_8b_lora"
 ONE_GROUP = "layout.axes=(('data',1),('fsdp',-1))"
 TRAINING = ("--program", "training")
+ROWS_A_CHIP = 4  # 8 chips have more tokens than the vocabulary has words: all gather their table
+PLAIN = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"  # gathers are not cut into rings
 TOO_LARGE = 3  # the exit code of a plan that does not fit
 
 
@@ -31,6 +34,7 @@ class Study:
       group: the section of the page that shows it.
       title: what the page calls it.
       words: what follows the topology on the command line.
+      flags: of libtpu, its LIBTPU_INIT_ARGS.
     """
 
     name: str
@@ -39,12 +43,14 @@ class Study:
     file: str
     topology: str
     words: tuple[str, ...] = ()
+    flags: str = ""
 
     @property
     def command(self) -> str:
         """What a user would type."""
         words = [f"'{word}'" if " " in word else word for word in self.words]
-        return " ".join(["maktab plan", self.file, "--topology", self.topology, *words])
+        flags = [f"LIBTPU_INIT_ARGS={self.flags}"] if self.flags else []
+        return " ".join([*flags, "maktab plan", self.file, "--topology", self.topology, *words])
 
 
 def fits(name: str, title: str, file: str, topology: str, *words: str) -> Study:
@@ -89,8 +95,29 @@ STUDIES = (
     fits("mixtral-v5p", "Mixtral 8x7B, full, 32 of v5p", "mixtral_8x7b_full", "v5p-64"),
     fits("deepseek-v5p", "DeepSeek-V3, LoRA, 256 of v5p", "deepseek_v3_lora", "v5p:4x8x8"),
     *(
-        of_training("weak", f"weak-{n}", f"{n} chips", "llama3p1_8b_full", shape, f"data.rows={n}")
+        dataclasses.replace(
+            of_training(
+                "weak",
+                f"weak-{n}",
+                f"{n} chips",
+                "llama3p1_8b_full",
+                shape,
+                f"data.rows={ROWS_A_CHIP * n}",
+            ),
+            flags=PLAIN,
+        )
         for n, shape in ((8, "v5p:2x2x2"), (32, "v5p:2x4x4"), (64, "v5p:4x4x4"), (256, "v5p:4x8x8"))
+    ),
+    *(
+        of_training(
+            "default",
+            f"weak-{n}-default",
+            f"{n} chips, one row each",
+            "llama3p1_8b_full",
+            shape,
+            f"data.rows={n}",
+        )
+        for n, shape in ((8, "v5p:2x2x2"), (256, "v5p:4x8x8"))
     ),
     *(
         of_training(
@@ -153,7 +180,11 @@ def run(study: Study, out: Path) -> None:
         return
     print(f"{study.name}: {study.command}", flush=True)
     words = [study.file, "--topology", study.topology, *study.words, "--out", str(out)]
-    done = subprocess.run([sys.executable, "-m", "launch", "plan", *words], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "plan", *words],
+        env=os.environ | ({"LIBTPU_INIT_ARGS": study.flags} if study.flags else {}),
+        check=False,
+    )
     if done.returncode not in (0, TOO_LARGE):
         raise SystemExit(f"{study.name}: exit code {done.returncode}")
 

@@ -233,31 +233,25 @@ def refused(made: dict[str, Made]) -> str:
 
 
 def weak(made: dict[str, Made]) -> str:
-    """Compare a chip's work as chips are added, at one row a chip."""
+    """Compare a chip's work as chips are added, at as many rows a chip."""
     studies = group("weak", made)
     first = made[studies[0].name] if studies else {}
     rows = []
     for study in studies:
         plan = made[study.name]
-        n, (training,) = chips_of(plan), plan["programs"]
-        compiled, sent = training["compiled"], sum(training["sent_bytes"].values())
+        compiled = plan["programs"][0]["compiled"]
         start = first["programs"][0]["compiled"]
-        state = plan["parameter_bytes"] + plan["optimizer_bytes"] + plan["gradient_bytes"]
-        before = first["parameter_bytes"] + first["optimizer_bytes"] + first["gradient_bytes"]
-        rest, base = compiled["peak_bytes"] - state, start["peak_bytes"] - before
-        formula = sent_by_fsdp(study, n)
+        rest, base = compiled["peak_bytes"] - shards(plan), start["peak_bytes"] - shards(first)
         rows.append(
             [
-                f"{plan['topology']} ({n})",
+                f"{plan['topology']} ({chips_of(plan)})",
                 f"{compiled['flops']:.4e}",
                 f"{compiled['flops'] / start['flops'] - 1:+.2%}",
                 human(compiled["peak_bytes"]),
-                human(state),
+                human(shards(plan)),
                 human(rest),
                 f"{rest / base - 1:+.1%}",
-                human(sent),
-                human(formula),
-                f"{sent / formula - 1:+.2%}",
+                *compared(study, plan),
             ]
         )
     names = (
@@ -268,28 +262,43 @@ def weak(made: dict[str, Made]) -> str:
         "of it shards",
         "the rest",
         "to 8 chips",
-        "sent",
-        "formula",
-        "sent to formula",
     )
-    return table(names, rows)
+    others = [
+        [f"{made[s.name]['topology']} ({chips_of(made[s.name])})", *compared(s, made[s.name])]
+        for s in group("default", made)
+    ]
+    sent = ("sent", "to the formula", "to it with scatters")
+    tables = table((*names, *sent), rows), table(("one row a chip, default", *sent), others)
+    return "\n\n".join(tables)
 
 
-def sent_by_fsdp(study: Study, n: int) -> float:
+def shards(plan: Made) -> float:
+    """Give the bytes of parameters, moments and gradients on one chip."""
+    return plan["parameter_bytes"] + plan["optimizer_bytes"] + plan["gradient_bytes"]
+
+
+def compared(study: Study, plan: Made) -> list[str]:
+    """Give what a chip sends in a step, and how far that is from the two formulas of the page."""
+    sent = sum(plan["programs"][0]["sent_bytes"].values())
+    formulas = [sent_by_fsdp(study, chips_of(plan), scattered) for scattered in (False, True)]
+    return [human(sent), *(f"{sent / formula - 1:+.2%}" for formula in formulas)]
+
+
+def sent_by_fsdp(study: Study, n: int, scattered: bool) -> float:
     """Give what a chip sends in a step, by the formula of the page.
 
-    (n - 1) / n x [(2 x 2 + 2) F + (3 x 2 + 2) A + (2 + 4) E + (2 + 2 x 4) H]: kernels of the
-    feed-forward F are gathered twice in bfloat16, those of attention A three times, and their
-    gradients scattered once in it; embedding E and head H are gathered once in bfloat16, their
-    gradients reduced once in float32.
+    Kernels of the feed-forward F are gathered twice in bfloat16, those of attention A three times,
+    embedding E and head H once. Gradients of layers are reduced once in bfloat16, those of E and H
+    once in float32: by all-reduces, each twice its bytes; or, `scattered`, all but H's by
+    reduce-scatters.
     """
     _, arch, joined = model_of(study)
     layers, head = kernel_parameters(arch, joined)
     forward = arch.num_layers * 3 * arch.model_dim * arch.ffw_dim
     embedding = arch.vocab_size * arch.model_dim
-    whole = 3 * BF16 * forward + 4 * BF16 * (layers - forward)
-    whole += (BF16 + F32) * embedding + (BF16 + 2 * F32) * head
-    return (n - 1) / n * whole
+    gathered = BF16 * (2 * forward + 3 * (layers - forward) + embedding + head)
+    reduced = (1 if scattered else 2) * (BF16 * layers + F32 * embedding) + 2 * F32 * head
+    return (n - 1) / n * (gathered + reduced)
 
 
 def slices(made: dict[str, Made]) -> str:

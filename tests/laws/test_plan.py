@@ -454,7 +454,8 @@ def test_a_group_sends_over_two_links_of_every_ring_it_spans(topology, devices, 
 def test_what_crosses_slices_is_shared_by_the_members_on_each_side():
     topology = parse_topology("2*v5e:4x4")
     chip = topology.chip
-    assert chip is not None and chip.outer_bytes_per_s is not None
+    assert chip is not None
+    assert chip.outer_bytes_per_s is not None
     two = chips((0, 0, 0), (0, 1, 0), slice_index=0) + chips((0, 0, 0), (0, 1, 0), slice_index=1)
     crossing = 1e9  # 4 GB in all: a slice is sent 2 GB by its two counterparts
     assert seconds_of(collective(), topology, chip, two) == pytest.approx(
