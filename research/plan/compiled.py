@@ -78,6 +78,7 @@ def compile_program(
     options: Mapping[str, Any],
     trips: Mapping[str, int],
     ids: Sequence[int] = (),
+    filled: float = 1.0,
 ) -> Compiled:
     """Compile a jitted program for abstract arguments and say what it needs.
 
@@ -86,6 +87,7 @@ def compile_program(
       options: the compiler's.
       trips: see `research.plan.hlo.read`.
       ids: of the mesh's devices, in its order.
+      filled: see `research.plan.products.executed_flops`.
 
     Raises:
       DoesNotFit: the compiler refused; the message has its figures.
@@ -99,7 +101,7 @@ def compile_program(
         raise DoesNotFit(f"{name} does not fit: {refusal(str(error))}") from error
     seconds = time.perf_counter() - start
     program = read(compiled.as_text(), trips)
-    return _analyse(name, program, compiled.memory_analysis(), mesh, ids, seconds)
+    return _analyse(name, program, compiled.memory_analysis(), mesh, ids, filled, seconds)
 
 
 def _analyse(
@@ -108,6 +110,7 @@ def _analyse(
     memory: Any,
     mesh: Mapping[str, int],
     ids: Sequence[int],
+    filled: float,
     seconds: float,
 ) -> Compiled:
     arguments = memory.argument_size_in_bytes
@@ -121,7 +124,7 @@ def _analyse(
         temporary_bytes=peak - arguments - kept,
         peak_bytes=peak,
         activation_bytes=kept_activations(program),
-        flops=executed_flops(program),
+        flops=executed_flops(program, filled),
         traffic_bytes=memory_traffic(program),
         collectives=collectives(program, mesh, ids),
         largest=largest_tensors(program),

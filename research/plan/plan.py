@@ -17,6 +17,7 @@ from research.core.records import Batch, Learner
 from research.experiment import Experiment
 from research.models.attention.blockwise import Blockwise
 from research.models.flops import forward_flops
+from research.models.moe.dispatch import expert_shards
 from research.models.transformer import Transformer
 from research.plan.compiled import Compiled, Tensor, compile_program
 from research.plan.roofline import Roofline, roofline
@@ -246,10 +247,22 @@ class Site:
         devices = list(mesh.devices.flat)
         ids = [device.id for device in devices]
         compiled = compile_program(
-            name, program, arguments, dict(mesh.shape), self.options, turns, ids
+            name, program, arguments, dict(mesh.shape), self.options, turns, ids, self.filled()
         )
         time = roofline(compiled, self.topology, devices, dtype, flops)
         return Planned(compiled=compiled, time=time, tokens=tokens, shape=shape)
+
+    def filled(self) -> float:
+        """Give the share of an expert's rows that hold a token, where routing is even.
+
+        A device has room for every row that all the others could send to its experts.
+        """
+        moe = self.model.arch.moe
+        if moe is None:
+            return 1.0
+        shards = expert_shards(self.place)
+        room = min(moe.experts_per_token, moe.num_experts // shards)
+        return moe.experts_per_token / (shards * room)
 
     def _new_tokens(self) -> int:
         scorer: Estimator | None = self.experiment.curriculum.scorer

@@ -17,19 +17,35 @@ from research.plan.hlo import Computation, Instruction, Program, Shape
 # with dQ, or all of them.
 SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 FUSED_DKV = 5  # where there is no dq kernel
+GROUPED = "ragged-dot-none"  # a kernel of rows [M, K] with the matrices [E, K, N] of their experts
 
 
-def executed_flops(program: Program) -> float:
-    """Give the FLOPs of all products that one device runs."""
+def executed_flops(program: Program, filled: float = 1.0) -> float:
+    """Give the FLOPs of all products that one device runs.
+
+    Args:
+      filled: the share of the rows that grouped kernels are given which some expert has.
+    """
     kernels = [(i, runs) for _, i, runs in program.walk() if _splash(i) is not None]
     separate = any(_splash(i) == "splash_mha_dq" for i, _ in kernels)
     attention = sum(runs * _splash_flops(program, i, separate) for i, runs in kernels)
+    grouped = sum(
+        runs * filled * _grouped_flops(computation, instruction)
+        for computation, instruction, runs in program.walk()
+        if instruction.opcode == "custom-call" and instruction.name.startswith(GROUPED)
+    )
     products = sum(
         runs * _flops(computation, instruction)
         for computation, instruction, runs in program.walk()
         if instruction.opcode in ("dot", "convolution")
     )
-    return attention + products
+    return attention + grouped + products
+
+
+def _grouped_flops(computation: Computation, instruction: Instruction) -> float:
+    rows = instruction.shapes[0]
+    matrices = computation.instructions[instruction.operands[-1]].shapes[0]
+    return 2.0 * rows.size * matrices.size / (matrices.dims[0] * rows.dims[-1])
 
 
 def _flops(computation: Computation, instruction: Instruction) -> float:

@@ -20,6 +20,8 @@ from research.plan.topologies import NODE, Topology
 
 ASSUMPTIONS = (
     "products run at the data sheet's peak for the compute dtype; nothing else takes time",
+    "routing is even: of the rows that a mixture's experts are given room for, they multiply those"
+    " that hold a token",
     "every operation reads its operands from memory and writes its results once, at full bandwidth",
     "a collective is as fast as its links: on a TPU two links for every dimension of the torus that"
     " its group spans (one where the dimension is no ring), on a GPU the port into the switch",

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ REPOSITORY = Path(__file__).parents[2]
 LORA_8B = "experiments/scale/llama3p1_8b_lora.py"
 FULL_8B = "experiments/scale/llama3p1_8b_full.py"
 PARAMETERS = 8_030_261_248  # of Llama 3.1 8B, as its model card and safetensors index have it
-GATHERED = 0.02  # of the formula: norms' scales, sums of losses and norms of gradients travel too
-KERNELS = 32 * (3 * 4096 * 14336 + 2 * 4096 * 4096 + 2 * 4096 * 1024)  # of the layers
+SMALL = 0.01  # of the formula: norms' scales, sums of losses and norms of gradients travel too
+FEED_FORWARD = 32 * 3 * 4096 * 14336  # parameters of all layers
+ATTENTION = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
 TABLE = 128256 * 4096  # embedding and head each
+PLAIN = "--xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"  # gathers are not cut into rings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 needs_tpu = pytest.mark.skipif(
@@ -28,12 +31,13 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
-def planned(tmp_path: Path, code: int, *words: str) -> dict:
-    """Run `maktab plan` in a process of its own; give what it wrote."""
+def planned(tmp_path: Path, code: int, *words: str, flags: str = "") -> dict:
+    """Run `maktab plan` in a process of its own, with flags of libtpu; give what it wrote."""
     out = tmp_path / "plan.json"
     done = subprocess.run(
         [sys.executable, "-m", "launch", "plan", *words, "--out", str(out)],
         cwd=REPOSITORY,
+        env=os.environ | ({"LIBTPU_INIT_ARGS": flags} if flags else {}),
         capture_output=True,
         text=True,
         check=False,
@@ -58,11 +62,15 @@ def test_lora_of_8b_with_its_curriculum_fits_eight_small_chips(tmp_path):
 
 
 @needs_tpu
-def test_fsdp_gathers_twice_and_scatters_once(tmp_path):
-    plan = planned(tmp_path, 0, FULL_8B, "--topology", "v5p:2x2x2", "--program", "training")
+def test_fsdp_gathers_weights_and_reduces_gradients_once(tmp_path):
+    rows = ("--set", "data.rows=32")
+    words = (FULL_8B, "--topology", "v5p:2x2x2", "--program", "training", *rows)
+    plan = planned(tmp_path, 0, *words, flags=PLAIN)
     (training,) = plan["programs"]
-    formula = 7 / 8 * (6 * KERNELS + (6 + 10) * TABLE)
-    assert math.isclose(training["sent_bytes"]["fsdp"], formula, rel_tol=GATHERED)
+    gathered = 2 * (2 * FEED_FORWARD + 3 * ATTENTION + 2 * TABLE)
+    reduced = 2 * 2 * (FEED_FORWARD + ATTENTION) + 2 * 4 * 2 * TABLE
+    formula = 7 / 8 * (gathered + reduced)
+    assert math.isclose(training["sent_bytes"]["fsdp"], formula, rel_tol=SMALL)
 
 
 @needs_tpu

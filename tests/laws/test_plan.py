@@ -136,6 +136,21 @@ def test_a_tpus_collectives_are_counted_as_often_as_they_run_and_once_each():
     }
 
 
+def test_a_kernel_of_experts_multiplies_the_rows_that_some_expert_has():
+    text = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (n: s32[4], x: bf16[48,16], w: bf16[3,16,40]) -> bf16[48,40] {
+  %n = s32[4]{0} parameter(0)
+  %x = bf16[48,16]{1,0} parameter(1)
+  %w = bf16[3,16,40]{2,1,0} parameter(2)
+  ROOT %ragged-dot-none.1 = bf16[48,40]{1,0} custom-call(%n, %x, %w), \
+custom_call_target="tpu_custom_call"
+}
+"""
+    assert executed_flops(read(text)) == 2 * 48 * 16 * 40
+    assert executed_flops(read(text), filled=1 / 4) == 2 * 12 * 16 * 40
+
+
 SLICES = {"replica": 2, "data": 2, "fsdp": 4}
 # Ids as libtpu gives them to 4 slices of 2x2, in the order in which the mesh's ring goes round.
 IDS = [n * 100_000 + k for n in (1, 2, 3, 4) for k in (0, 1, 3, 2)]
