@@ -1,11 +1,12 @@
-"""Llama 3.1 8B, every weight trained, on ever more chips of v5p at one row a chip.
+"""Llama 3.1 8B, every weight trained, on ever more chips of v5p at four rows a chip.
 
 Question: Does what a chip computes, holds and sends stay as it is from 8 chips to 256?
-Method: weights, gradients and moments in float32, split over all chips; one row of 4,096 tokens a
+Method: weights, gradients and moments in float32, split over all chips; four rows of 4,096 tokens a
   chip; bfloat16 products; layers rematerialised; the training step alone.
 Expectation: FLOPs and what is not a shard stay within 5 %, bytes sent grow as (n - 1) / n.
 Command: maktab plan experiments/scale/llama3p1_8b_full.py --topology v5p:2x2x2 --program training
-  maktab plan ... --topology v5p:4x8x8 --set data.rows=256 (all: python -m benchmarks.scaling)
+  --set data.rows=32; 256 chips: --topology v5p:4x8x8 --set data.rows=1024 (all of them:
+  python -m benchmarks.scaling)
 Result: docs/scale.md
 """
 
