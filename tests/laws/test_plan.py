@@ -17,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 from configs import layouts
 from launch.plan import as_json, layouts_for, seconds
 from research.core.parts import vary
-from research.models.architecture import Architecture
+from research.models.architecture import Architecture, Moe
 from research.models.compute import Compute
+from research.models.moe.softmax_top_k import SoftmaxTopK
 from research.plan import search as searching
 from research.plan.chips import CHIPS
 from research.plan.collectives import Collective, bytes_by_axis, collectives, groups_of
@@ -30,7 +31,7 @@ from research.plan.compiled import (
     refusal,
 )
 from research.plan.hlo import Instruction, read, shapes_of
-from research.plan.plan import plan
+from research.plan.plan import Site, plan
 from research.plan.products import executed_flops, overlaps
 from research.plan.roofline import link_rate, roofline, seconds_of
 from research.plan.search import Trial, search
@@ -543,6 +544,21 @@ def test_a_plan_without_a_known_chip_fits_and_estimates_no_time(tiny):
     told = json.loads(json.dumps(as_json(tiny)))
     assert told["topology"] == "cpu:8"
     assert told["programs"][0]["sent_bytes"]["fsdp"] > 0
+
+
+@pytest.mark.parametrize(
+    ("shards", "active", "share"),
+    [(1, 3, 1), (2, 3, 1 / 2), (4, 3, 3 / 8), (8, 3, 3 / 8)],  # 8, 4, 2 and 1 experts a device
+)
+def test_the_rows_of_experts_are_filled_as_even_routing_fills_them(tmp_path, shards, active, share):
+    moe = Moe(num_experts=8, experts_per_token=active, expert_dim=24, router=SoftmaxTopK())
+    layout = layouts.expert(shards) if shards > 1 else layouts.fsdp()
+    changes = {"model": vary(TINY, {"moe": moe}), "data.rows": 8, "layout": layout}
+    site = Site(tiny_run(tmp_path, changes), parse_topology("cpu:8"))
+    tokens = 40
+    room = shards * tokens * min(active, 8 // shards)  # of every device for one, for each token
+    assert site.filled() == pytest.approx(tokens * active / room)
+    assert site.filled() == pytest.approx(share)
 
 
 def test_rows_that_no_layout_divides_are_refused_before_compiling(tmp_path):
