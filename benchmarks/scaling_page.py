@@ -336,7 +336,7 @@ def slices(made: dict[str, Made]) -> str:
         "MFU",
         "peak",
     )
-    return table(names, rows)
+    return table(names, rows) if rows else "To be planned: `python -m benchmarks.scaling`."
 
 
 def gpus(made: dict[str, Made]) -> str:
