@@ -53,16 +53,23 @@ def devices_of(platform: str) -> list:
     ).devices
 
 
-def abstract_batch() -> Batch:
+def abstract_batch(rows: int = NUM_ROWS, positions: int = NUM_POSITIONS) -> Batch:
     """Give the shapes of a packed batch."""
-    ints = jax.ShapeDtypeStruct((NUM_ROWS, NUM_POSITIONS), jnp.int32)
+    ints = jax.ShapeDtypeStruct((rows, positions), jnp.int32)
     return Batch(
         tokens_BT=ints,
         targets_BT=ints,
         weights_BT=jax.ShapeDtypeStruct(ints.shape, jnp.float32),
         positions_BT=ints,
         segments_BT=ints,
-        ids_BZ=jax.ShapeDtypeStruct((NUM_ROWS, NUM_EXAMPLES), jnp.int32),
+        ids_BZ=jax.ShapeDtypeStruct((rows, NUM_EXAMPLES), jnp.int32),
+    )
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Give shapes with the shardings of the devices that are not here."""
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings
     )
 
 
@@ -85,13 +92,6 @@ def lowered_step(place: Placement, backend: Any) -> Any:
     def loss(params: Any, batch: Batch) -> jax.Array:
         total, _ = CrossEntropy()(model, params, batch)
         return total.sum / total.count
-
-    def placed(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-            tree,
-            shardings,
-        )
 
     params, batch = model.abstract(), abstract_batch()
     shardings = place.weights(params)

@@ -76,3 +76,20 @@ def test_cudnn_attention_is_handed_the_boundaries_of_the_examples():
     for call in calls:
         assert "CAUSAL" in call
         assert "tensor<2x1x1024x1024xbf16>" in call
+
+
+@needs_tpu
+def test_activations_wait_on_the_host_of_a_tpu():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.aot.compile_remat", "full", "offload"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    inputs_of_layers = 8 * (8 * 2048) * 1024 * 2  # layers x tokens x width x bytes of bfloat16
+    assert seen["full"][1] == 0
+    assert seen["offload"][1] == inputs_of_layers
+    assert seen["full"][0] - seen["offload"][0] >= inputs_of_layers
