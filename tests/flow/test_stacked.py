@@ -149,6 +149,7 @@ def test_arms_go_together_as_each_would_alone(tmp_path, alone):
     assert len(last) == len(arms)
 
 
+@pytest.mark.slow
 def test_micro_batches_of_arms_are_those_of_each_alone(tmp_path):
     arms = arms_in(tmp_path, "together", {"micro_batches": 4, "clock.steps": 4})
     for arm, state in zip(arms, ends_of(arms), strict=True):

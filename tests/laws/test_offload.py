@@ -103,7 +103,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] if "muon" in c else []) for c in CASES]
+    "case", [pytest.param(c, marks=[] if c == "one device" else [pytest.mark.slow]) for c in CASES]
 )
 def test_a_state_on_the_host_learns_the_same(case):
     layout, optimizer = CASES[case]
