@@ -13,41 +13,12 @@ Result: docs/scale.md
 
 from __future__ import annotations
 
-from configs import curricula, layouts, models, optimizers, tunings
-from research.clock import Clock
-from research.data.pool import Data
-from research.data.sources import Jsonl
+from configs import layouts, models, scale
 from research.experiment import Experiment
-from research.models.compute import Compute
-from research.objectives.cross_entropy import CrossEntropy
-
-ROWS, ROW_TOKENS = 128, 4096
 
 
 def get_config() -> Experiment:
     """Give the run that is planned; to train it, name weights and data of your own."""
-    return Experiment(
-        name="llama3p1_70b-slices",
-        model=models.llama3p1_70b(),
-        data=Data(
-            sources=(Jsonl(path="tokens.jsonl"),),
-            rows=ROWS,
-            row_tokens=ROW_TOKENS,
-            needs_no_text=True,
-        ),
-        tuning=tunings.full(),
-        objective=CrossEntropy(),
-        optimizer=optimizers.adamw_llm(),
-        schedule=optimizers.linear(peak_lr=1e-5),
-        curriculum=curricula.edco(rounds=4, instruction=""),
-        clock=Clock(steps=1000, cycle_steps=25),
-        micro_batches=1,
-        compute=Compute(
-            dtype="bfloat16",
-            param_dtype="float32",
-            remat="full",
-            vocabulary_chunk=512,
-            scoring_rows=256,
-        ),
-        layout=layouts.pod(2),
+    return scale.full(
+        "llama3p1_70b-slices", models.llama3p1_70b(), layouts.pod(2), rows=128, scoring_rows=256
     )

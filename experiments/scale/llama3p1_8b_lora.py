@@ -10,41 +10,14 @@ Result: docs/scale.md
 
 from __future__ import annotations
 
-from configs import curricula, layouts, models, optimizers, tunings
-from research.clock import Clock
-from research.data.pool import Data
-from research.data.sources import Jsonl
+from configs import layouts, models, scale
+from research.core.parts import vary
 from research.experiment import Experiment
-from research.models.compute import Compute
-from research.objectives.cross_entropy import CrossEntropy
-
-ROWS, ROW_TOKENS = 32, 4096
 
 
 def get_config() -> Experiment:
     """Give the run that is planned; to train it, name weights and data of your own."""
-    return Experiment(
-        name="llama3p1_8b-lora",
-        model=models.llama3p1_8b(),
-        data=Data(
-            sources=(Jsonl(path="tokens.jsonl"),),
-            rows=ROWS,
-            row_tokens=ROW_TOKENS,
-            needs_no_text=True,
-        ),
-        tuning=tunings.lora(rank=16),
-        objective=CrossEntropy(),
-        optimizer=optimizers.adamw_llm(),
-        schedule=optimizers.linear(peak_lr=2e-4),
-        curriculum=curricula.edco(rounds=4, instruction=""),
-        clock=Clock(steps=1000, cycle_steps=25),
-        micro_batches=4,
-        compute=Compute(
-            dtype="bfloat16",
-            param_dtype="bfloat16",
-            remat="full",
-            vocabulary_chunk=512,
-            scoring_rows=64,
-        ),
-        layout=layouts.fsdp(),
+    adapters = scale.lora(
+        "llama3p1_8b-lora", models.llama3p1_8b(), layouts.fsdp(), rows=32, scoring_rows=64
     )
+    return vary(adapters, {"micro_batches": 4})

@@ -10,41 +10,12 @@ Result: docs/scale.md
 
 from __future__ import annotations
 
-from configs import curricula, layouts, models, optimizers, tunings
-from research.clock import Clock
-from research.data.pool import Data
-from research.data.sources import Jsonl
+from configs import layouts, models, scale
 from research.experiment import Experiment
-from research.models.compute import Compute
-from research.objectives.cross_entropy import CrossEntropy
-
-ROWS, ROW_TOKENS = 64, 4096
 
 
 def get_config() -> Experiment:
     """Give the run that is planned; to train it, name weights and data of your own."""
-    return Experiment(
-        name="mixtral_8x7b-full",
-        model=models.mixtral_8x7b(),
-        data=Data(
-            sources=(Jsonl(path="tokens.jsonl"),),
-            rows=ROWS,
-            row_tokens=ROW_TOKENS,
-            needs_no_text=True,
-        ),
-        tuning=tunings.full(),
-        objective=CrossEntropy(),
-        optimizer=optimizers.adamw_llm(),
-        schedule=optimizers.linear(peak_lr=1e-5),
-        curriculum=curricula.edco(rounds=4, instruction=""),
-        clock=Clock(steps=1000, cycle_steps=25),
-        micro_batches=1,
-        compute=Compute(
-            dtype="bfloat16",
-            param_dtype="float32",
-            remat="full",
-            vocabulary_chunk=512,
-            scoring_rows=128,
-        ),
-        layout=layouts.expert(8),
+    return scale.full(
+        "mixtral_8x7b-full", models.mixtral_8x7b(), layouts.expert(8), rows=64, scoring_rows=128
     )
