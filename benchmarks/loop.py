@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 
-from benchmarks.step import FFW, HEAD, HEADS, KV_HEADS, LAYERS, ROWS, TOKENS, VOCABULARY, WIDTH
+from benchmarks.step import ROWS, TOKENS, VOCABULARY, architecture
 from benchmarks.turns import summarise, write
 from configs import curricula
 from research.clock import Clock
@@ -33,7 +33,6 @@ from research.data.packing import pack
 from research.data.pool import Data
 from research.data.sources import Jsonl
 from research.experiment import Experiment
-from research.models.architecture import Architecture
 from research.objectives.cross_entropy import CrossEntropy
 from research.optimizers.adamw import AdamW
 from research.optimizers.schedules import Constant
@@ -102,16 +101,7 @@ def experiment(folder: Path, steps: int, save_every: int) -> Experiment:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Experiment(
         name="loop",
-        model=Architecture(
-            vocab_size=VOCABULARY,
-            model_dim=WIDTH,
-            num_layers=LAYERS,
-            num_heads=HEADS,
-            num_kv_heads=KV_HEADS,
-            head_dim=HEAD,
-            ffw_dim=FFW,
-            query_key_norm=True,
-        ),
+        model=architecture(),
         data=Data(
             sources=(Jsonl(path=str(file)),), rows=ROWS, row_tokens=TOKENS, needs_no_text=True
         ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-VOCABULARY = 8192
+from benchmarks.step import VOCABULARY, architecture
 
 
 def write_folder(folder: Path) -> Path:
@@ -16,21 +16,10 @@ def write_folder(folder: Path) -> Path:
 
     from research.core.layout import Layout
     from research.huggingface.export import save
-    from research.models.architecture import Architecture
     from research.models.compute import Compute
     from research.models.transformer import Transformer
 
-    architecture = Architecture(
-        vocab_size=VOCABULARY,
-        model_dim=256,
-        num_layers=6,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=32,
-        ffw_dim=768,
-        query_key_norm=True,
-    )
-    model = Transformer(architecture, Layout().on(jax.devices("cpu")[:1]), Compute())
+    model = Transformer(architecture(), Layout().on(jax.devices("cpu")[:1]), Compute())
     return save(folder, model, model.init(jax.random.key(0)))
 
 

@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.step import architecture
 from benchmarks.turns import spread, summarise, write
 from launch.memory import keep_freed_memory
 from research.core.layout import Layout
@@ -62,16 +63,7 @@ MIDDLE = Architecture(
     head_dim=16,
     ffw_dim=384,
 )
-REFERENCE = Architecture(  # of benchmarks/step.py
-    vocab_size=8192,
-    model_dim=256,
-    num_layers=6,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=32,
-    ffw_dim=768,
-    query_key_norm=True,
-)
+REFERENCE = architecture()
 SIZES = {
     "stories260k, 1 x 8": Size(STORIES, 1, 8),
     "stories260k, 8 x 64": Size(STORIES, 8, 64),

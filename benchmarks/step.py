@@ -29,6 +29,22 @@ WIDTH, LAYERS, HEADS, KV_HEADS, HEAD, FFW, RANK = 256, 6, 8, 4, 32, 768, 16
 LEARNING_RATE = 1e-4
 
 
+def architecture() -> Any:
+    """Give the reference shape, Qwen3-style with 9 million parameters, as maktab says it."""
+    from research.models.architecture import Architecture
+
+    return Architecture(
+        vocab_size=VOCABULARY,
+        model_dim=WIDTH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=HEAD,
+        ffw_dim=FFW,
+        query_key_norm=True,
+    )
+
+
 def batch_ids() -> np.ndarray:
     """Draw the token ids that both sides train on, [B, T]."""
     return np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, TOKENS), dtype=np.int32)
@@ -41,7 +57,6 @@ def build_ours(tuning: str) -> Run:
     from research.core.layout import Layout
     from research.core.records import Batch
     from research.experiment import Update
-    from research.models.architecture import Architecture
     from research.models.compute import Compute
     from research.models.transformer import Transformer
     from research.objectives.cross_entropy import CrossEntropy
@@ -52,17 +67,7 @@ def build_ours(tuning: str) -> Run:
     from research.tuning.lora import Lora
 
     place = Layout().on(jax.devices("cpu")[:1])
-    architecture = Architecture(
-        vocab_size=VOCABULARY,
-        model_dim=WIDTH,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        num_kv_heads=KV_HEADS,
-        head_dim=HEAD,
-        ffw_dim=FFW,
-        query_key_norm=True,
-    )
-    model = Transformer(architecture, place, Compute())
+    model = Transformer(architecture(), place, Compute())
     update = Update(
         tuning=Full() if tuning == "full" else Lora(rank=RANK, alpha=2.0 * RANK),
         objective=CrossEntropy(),
