@@ -13,6 +13,7 @@ score. An expression is a part: it compares, varies and travels as JSON like any
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,11 @@ def _expression(value: Any) -> Any:
         f"{value!r} stands in an expression without a unit; say nats(...), standardised(...) or "
         "ranked(...) of it"
     )
+
+
+def _operands(self: Any) -> tuple[Any, ...]:
+    """Give what an operation is made of, in the order of its fields."""
+    return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 @_arithmetic
@@ -170,9 +176,7 @@ class Sum:
     left: Any
     right: Any
 
-    @property
-    def terms(self) -> tuple[Any, Any]:
-        return (self.left, self.right)
+    terms = property(_operands)
 
     def combine(self, signal_YX: Signals) -> np.ndarray:
         """Add."""
@@ -187,9 +191,7 @@ class Product:
     left: Any
     right: Any
 
-    @property
-    def terms(self) -> tuple[Any, Any]:
-        return (self.left, self.right)
+    terms = property(_operands)
 
     def combine(self, signal_YX: Signals) -> np.ndarray:
         """Multiply."""
@@ -204,9 +206,7 @@ class Ratio:
     left: Any
     right: Any
 
-    @property
-    def terms(self) -> tuple[Any, Any]:
-        return (self.left, self.right)
+    terms = property(_operands)
 
     def combine(self, signal_YX: Signals) -> np.ndarray:
         """Divide."""
@@ -222,9 +222,7 @@ class Below:
     left: Any
     right: Any
 
-    @property
-    def terms(self) -> tuple[Any, Any]:
-        return (self.left, self.right)
+    terms = property(_operands)
 
     def combine(self, signal_YX: Signals) -> np.ndarray:
         """Compare what is known, rounded like every score."""
@@ -242,9 +240,7 @@ class Where:
     then: Any
     otherwise: Any
 
-    @property
-    def terms(self) -> tuple[Any, Any, Any]:
-        return (self.condition, self.then, self.otherwise)
+    terms = property(_operands)
 
     def combine(self, signal_YX: Signals) -> np.ndarray:
         """Choose."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, UInt64
+
+from research.curriculum.state import PoolState
 
 RESOLUTION_NATS = 1e-4  # scores nearer than this are ties; float noise is about 1e-6
 
@@ -126,15 +128,38 @@ def epoch_of_groups(
     return np.concatenate(taken)
 
 
+def drawn(
+    ids: Int[np.ndarray, " N"], state: PoolState, seed: int, purpose: int = SELECT
+) -> Int[np.ndarray, " N"]:
+    """Put ascending ids in an order that is drawn for the round."""
+    draw_X = draws(state.num_examples, seed, purpose, state.round)
+    return ids[np.argsort(draw_X[ids], kind="stable")]
+
+
+def ranked_for_round(
+    state: PoolState,
+    eligible_X: Bool[np.ndarray, " X"],
+    seed: int,
+    *,
+    descending: bool,
+    unscored: Unscored,
+) -> Int[np.ndarray, " N"]:
+    """Rank whoever may be selected by score, the order of the unscored drawn for the round."""
+    draw_X = draws(state.num_examples, seed, SELECT, state.round)
+    ids = np.flatnonzero(eligible_X)
+    return ranked(ids, state.score_X, draw_X, descending=descending, unscored=unscored)
+
+
 def arranged(
     ids: Int[np.ndarray, " N"],
-    score_X: Float[np.ndarray, " X"],
+    state: PoolState,
     order: RoundOrder,
     unscored: Unscored,
-    *stream: int,
+    seed: int,
 ) -> Int[np.ndarray, " N"]:
-    """Put a selection in its in-round order."""
+    """Put a round's selection in its in-round order, a shuffled one anew each epoch."""
+    stream = (seed, ARRANGE, state.round, state.epoch)
     if order == "shuffled":
         return shuffled(ids, *stream)
-    draw_X = draws(len(score_X), *stream)
-    return ranked(ids, score_X, draw_X, descending=order == "descending", unscored=unscored)
+    draw_X = draws(state.num_examples, *stream)
+    return ranked(ids, state.score_X, draw_X, descending=order == "descending", unscored=unscored)

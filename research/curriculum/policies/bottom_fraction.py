@@ -7,16 +7,13 @@ from jaxtyping import Bool, Int
 
 from research.core.parts import part, require
 from research.curriculum.ordering import (
-    ARRANGE,
-    SELECT,
     RoundOrder,
     Unscored,
     arranged,
-    draws,
     first_of_groups,
     fraction_check,
     order_check,
-    ranked,
+    ranked_for_round,
     unscored_check,
 )
 from research.curriculum.state import PoolState
@@ -64,13 +61,7 @@ class BottomFraction:
         seed: int,
     ) -> Int[np.ndarray, " N"]:
         """Take the easiest of each group."""
-        ids = ranked(
-            np.flatnonzero(eligible_X),
-            state.score_X,
-            draws(state.num_examples, seed, SELECT, state.round),
-            descending=False,
-            unscored=self.unscored,
-        )
+        ids = ranked_for_round(state, eligible_X, seed, descending=False, unscored=self.unscored)
         return np.sort(first_of_groups(ids, state.group_X, quota_G))
 
     def arrange(
@@ -82,5 +73,4 @@ class BottomFraction:
     ) -> Int[np.ndarray, " N"]:
         """Put the selection in its order."""
         del quota_G
-        stream = (seed, ARRANGE, state.round, state.epoch)
-        return arranged(ids, state.score_X, self.order, self.unscored, *stream)
+        return arranged(ids, state, self.order, self.unscored, seed)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from research.core.parts import part, require
 from research.curriculum.ordering import (
     FLOOR,
-    draws,
+    drawn,
     first_of_groups,
 )
 from research.curriculum.state import PoolState
@@ -79,9 +79,7 @@ class UniformFloor:
         chosen = self.policy.select(state, eligible_X, quota_G - drawn_G, seed)
         left_X = eligible_X.copy()
         left_X[chosen] = False
-        ids = np.flatnonzero(left_X)
-        draw_X = draws(state.num_examples, seed, FLOOR, state.round)
-        ids = ids[np.argsort(draw_X[ids], kind="stable")]
+        ids = drawn(np.flatnonzero(left_X), state, seed, FLOOR)
         return np.sort(np.concatenate([chosen, first_of_groups(ids, state.group_X, drawn_G)]))
 
     def arrange(

@@ -8,8 +8,7 @@ from jaxtyping import Bool, Int
 from research.core.parts import part, require
 from research.curriculum.ordering import (
     ARRANGE,
-    SELECT,
-    draws,
+    drawn,
     first_of_groups,
     fraction_check,
     shuffled,
@@ -42,9 +41,7 @@ class RoundWiseUniform:
         seed: int,
     ) -> Int[np.ndarray, " N"]:
         """Draw the quota of each group."""
-        ids = np.flatnonzero(eligible_X)
-        draw_X = draws(state.num_examples, seed, SELECT, state.round)
-        ids = ids[np.argsort(draw_X[ids], kind="stable")]
+        ids = drawn(np.flatnonzero(eligible_X), state, seed)
         return np.sort(first_of_groups(ids, state.group_X, quota_G))
 
     def arrange(

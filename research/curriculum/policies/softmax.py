@@ -8,7 +8,6 @@ from jaxtyping import Bool, Int
 from research.core.parts import part, require
 from research.curriculum.expressions import standard
 from research.curriculum.ordering import (
-    ARRANGE,
     SELECT,
     RoundOrder,
     Unscored,
@@ -94,5 +93,4 @@ class Softmax:
     ) -> Int[np.ndarray, " N"]:
         """Put the selection in its order."""
         del quota_G
-        stream = (seed, ARRANGE, state.round, state.epoch)
-        return arranged(ids, state.score_X, self.order, self.unscored, *stream)
+        return arranged(ids, state, self.order, self.unscored, seed)

@@ -7,15 +7,12 @@ from jaxtyping import Bool, Int
 
 from research.core.parts import part, require
 from research.curriculum.ordering import (
-    ARRANGE,
-    SELECT,
     RoundOrder,
     arranged,
-    draws,
     first_of_groups,
     fraction_check,
     order_check,
-    ranked,
+    ranked_for_round,
 )
 from research.curriculum.state import PoolState
 
@@ -66,9 +63,7 @@ class TwoStage:
         seed: int,
     ) -> Int[np.ndarray, " N"]:
         """Take each group's middle, or its top."""
-        draw_X = draws(state.num_examples, seed, SELECT, state.round)
-        ids = np.flatnonzero(eligible_X)
-        ids = ranked(ids, state.score_X, draw_X, descending=True, unscored="error")
+        ids = ranked_for_round(state, eligible_X, seed, descending=True, unscored="error")
         if state.round < self.medium_rounds:
             ids = np.concatenate(
                 [
@@ -93,5 +88,4 @@ class TwoStage:
     ) -> Int[np.ndarray, " N"]:
         """Put the selection in its order."""
         del quota_G
-        stream = (seed, ARRANGE, state.round, state.epoch)
-        return arranged(ids, state.score_X, self.order, "error", *stream)
+        return arranged(ids, state, self.order, "error", seed)

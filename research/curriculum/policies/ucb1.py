@@ -9,8 +9,7 @@ from research.core.parts import part, require
 from research.curriculum.expressions import places
 from research.curriculum.ordering import (
     ARRANGE,
-    SELECT,
-    draws,
+    drawn,
     first_of_groups,
     fraction_check,
     rounded,
@@ -128,9 +127,8 @@ class Ucb1:
         seed: int,
     ) -> Int[np.ndarray, " N"]:
         """Deal the slots, and draw each arm's part."""
-        arm_X, ids = self.arm_of(state.score_X), np.flatnonzero(eligible_X)
-        draw_X = draws(state.num_examples, seed, SELECT, state.round)
-        ids = ids[np.argsort(draw_X[ids], kind="stable")]
+        arm_X = self.arm_of(state.score_X)
+        ids = drawn(np.flatnonzero(eligible_X), state, seed)
         waiting = [ids[arm_X[ids] == arm] for arm in range(self.arms)]
         size = max(1, -(-int(quota_G.sum()) // self.slots))
         pulls_A, order = state.memory[:, PULLS].copy(), []

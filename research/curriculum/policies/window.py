@@ -7,16 +7,13 @@ from jaxtyping import Bool, Int
 
 from research.core.parts import part, require
 from research.curriculum.ordering import (
-    ARRANGE,
-    SELECT,
     RoundOrder,
     Unscored,
     arranged,
-    draws,
     first_of_groups,
     fraction_check,
     order_check,
-    ranked,
+    ranked_for_round,
     unscored_check,
 )
 from research.curriculum.state import PoolState
@@ -75,14 +72,7 @@ class Window:
         seed: int,
     ) -> Int[np.ndarray, " N"]:
         """Take each group from behind its dropped part."""
-        draw_X = draws(state.num_examples, seed, SELECT, state.round)
-        ids = ranked(
-            np.flatnonzero(eligible_X),
-            state.score_X,
-            draw_X,
-            descending=True,
-            unscored=self.unscored,
-        )
+        ids = ranked_for_round(state, eligible_X, seed, descending=True, unscored=self.unscored)
         return np.sort(first_of_groups(self._dropped_last(ids, state), state.group_X, quota_G))
 
     def _dropped_last(self, ids: Int[np.ndarray, " N"], state: PoolState) -> np.ndarray:
@@ -103,5 +93,4 @@ class Window:
     ) -> Int[np.ndarray, " N"]:
         """Put the selection in its order."""
         del quota_G
-        stream = (seed, ARRANGE, state.round, state.epoch)
-        return arranged(ids, state.score_X, self.order, self.unscored, *stream)
+        return arranged(ids, state, self.order, self.unscored, seed)
