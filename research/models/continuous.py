@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,22 @@ class Flow:
     turn: Int[Array, ""]
     rows: Progress
     seen: Generated
+
+
+def put_rows(index_ZR: Array, held: Array, rows: Array, axis: int = 0) -> Array:
+    """Put new rows into places of an array, shard by shard of its axis of rows.
+
+    Shapes: `held` has Z b rows on `axis`, `rows` has Z R; index b puts nothing.
+    """
+
+    def split(x: Array) -> Array:
+        return x.reshape(*x.shape[:axis], len(index_ZR), -1, *x.shape[axis + 1 :])
+
+    def one(x: Array, index: Array, new: Array) -> Array:
+        return x.at[(slice(None),) * axis + (index,)].set(new, mode="drop")
+
+    put = jax.vmap(one, (axis, 0, axis), axis)
+    return put(split(held), index_ZR, split(rows)).reshape(held.shape)
 
 
 def continuous(
@@ -65,11 +82,8 @@ def continuous(
         return jax.tree.map(lambda x: flat(pick(by_shard(x), index_ZR)), tree)
 
     def put(tree: Any, index_ZR: Array, new: Any) -> Any:
-        """Put rows into each shard; an index beyond the shard puts nothing."""
-        drop = jax.vmap(lambda x, index, rows: x.at[index].set(rows, mode="drop"))
-        return jax.tree.map(
-            lambda x, rows: flat(drop(by_shard(x), index_ZR, by_shard(rows))), tree, new
-        )
+        """Put rows into each shard."""
+        return jax.tree.map(functools.partial(put_rows, index_ZR), tree, new)
 
     there_ZX = by_shard(jnp.any(prompts.segments_BT > 0, axis=1))
     last_Z = jnp.max(jnp.where(there_ZX, jnp.arange(own_prompts) + 1, 0), axis=1)

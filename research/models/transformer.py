@@ -22,6 +22,7 @@ from research.models.attention.cached import attend_cached
 from research.models.attention.visibility import Visibility
 from research.models.block import Block, norm_names, normalise
 from research.models.compute import ATTENTION, Compute
+from research.models.continuous import put_rows
 from research.models.feedforward import FeedForward
 from research.models.generate import generate
 from research.models.moe.routing import Tokens
@@ -219,24 +220,13 @@ class Transformer:
 
         Shapes: `cache` has Z b rows, `new` has Z R; place b puts nothing.
         """
-        shards = len(place_ZR)
-
-        def put(axis: int, held: jax.Array, rows: jax.Array) -> jax.Array:
-            def split(x: jax.Array) -> jax.Array:
-                return x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
-
-            def one(x: jax.Array, places: jax.Array, rows: jax.Array) -> jax.Array:
-                return x.at[(slice(None),) * axis + (places,)].set(rows, mode="drop")
-
-            each = jax.vmap(one, (axis, 0, axis), axis)
-            return each(split(held), place_ZR, split(rows)).reshape(held.shape)
-
-        of_layers = functools.partial(put, 0 if self.unrolls_decoding else 1)
+        put = functools.partial(put_rows, place_ZR)
+        of_layers = functools.partial(put, axis=0 if self.unrolls_decoding else 1)
         return Cache(
             keys=jax.tree.map(of_layers, cache.keys, new.keys),
             values=jax.tree.map(of_layers, cache.values, new.values),
-            positions_BS=put(0, cache.positions_BS, new.positions_BS),
-            segments_BS=put(0, cache.segments_BS, new.segments_BS),
+            positions_BS=put(cache.positions_BS, new.positions_BS),
+            segments_BS=put(cache.segments_BS, new.segments_BS),
             slot=cache.slot,
         )
 
