@@ -30,7 +30,7 @@ from research.curriculum.estimators.given import Given
 from research.curriculum.policies.competence import Competence
 from research.curriculum.policies.sorted_pool import Sorted
 from research.curriculum.policies.two_stage import TwoStage
-from research.data.selection import Split
+from research.data.pool import Data
 from research.data.synthetic import Addition, Lookup
 from research.evaluate.generation import ExactMatch
 from research.experiment import Experiment
@@ -55,40 +55,34 @@ def get_config() -> Experiment:
     return experiment("addition", "late")
 
 
-def tasks() -> dict[str, tuple[Source, Evaluator, Given]]:
-    """Give each task's pool, its test and its dial."""
+def tasks() -> dict[str, tuple[Data, Evaluator, Given]]:
+    """Give each task's pool, its test and its dial; nothing that is tested is in the pool."""
     sums, hops = (
         {"digits": 3},
         {"letters": 6, "most_hops": 4},
     )
-    oran = domains.closed_book(
-        Split(
-            source=edco.questions(ASSETS, (0.30, 0.63)),
-            by="question",
-            fraction=(0.0, 1.0),
-            salt="ordering",
-        )
+    oran = vary(
+        edco.small(ASSETS),
+        {"data.sources": (domains.closed_book(edco.questions(ASSETS, (0.30, 0.63))),)},
     )
-    oran_test = edco.small(ASSETS).evaluators[0]
     return {
         "addition": (
-            Addition(count=POOL, **sums),
-            exact(Addition(count=TEST, seed=1, **sums)),
+            *made(Addition(count=POOL, **sums), Addition(count=TEST, seed=1, **sums)),
             DIAL,
         ),
         "look-up": (
-            Lookup(count=POOL, **hops),
-            exact(Lookup(count=TEST, seed=1, **hops)),
+            *made(Lookup(count=POOL, **hops), Lookup(count=TEST, seed=1, **hops)),
             DIAL,
         ),
-        "O-RAN": (oran, oran_test, GRADES),
+        "O-RAN": (oran.data, oran.evaluators[0], GRADES),
     }
 
 
-def exact(source: Source) -> ExactMatch:
-    """Ask for answers, and compare them whole; by difficulty too."""
-    data = edco.closed_book(source, rows=64)
-    return ExactMatch(name="test", data=data, max_new_tokens=8, slice_by=("difficulty",))
+def made(pool: Source, test: Source) -> tuple[Data, ExactMatch]:
+    """Give what to learn from, and a test whose answers are compared whole; by difficulty too."""
+    data = edco.closed_book(pool, rows=16, row_tokens=32, held_out=(test,))
+    asked = edco.closed_book(test, rows=64, row_tokens=32)
+    return data, ExactMatch(name="test", data=asked, max_new_tokens=8, slice_by=("difficulty",))
 
 
 def orders(dial: Given) -> dict[str, Curriculum]:
@@ -125,7 +119,7 @@ def experiment(task: str, start: str) -> Experiment:
         {
             "name": f"{task}, {start}: random",
             "model": Pretrained(folder=STARTS[start]),
-            "data": edco.closed_book(pool, rows=16),
+            "data": pool,
             "evaluators": (test,),
             "schedule.peak_lr": 1e-3,
             "schedule_spans_round": False,

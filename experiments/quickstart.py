@@ -21,13 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from configs import curricula
+from configs.e2e_nlg import POOL, TEST, sheets
 from research.checkpoint import Checkpoints
 from research.clock import Clock
 from research.core.parts import vary
 from research.curriculum.curriculum import Curriculum
-from research.data.pool import Data
-from research.data.selection import Columns, Deduplicated, Split
-from research.data.sources import Jsonl
 from research.evaluate.generation import SlotAccuracy
 from research.evaluate.likelihood import Likelihood
 from research.experiment import Experiment
@@ -38,26 +36,17 @@ from research.optimizers.schedules import Cosine
 from research.tuning.full import Full
 from research.tuning.lora import Lora
 
-ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = str(Path(__file__).resolve().parent / "assets")
 STEPS, SEEDS = 100, 3
 LONG_STEPS, LONG_SEEDS = 400, 5
-
-
-def sheets(first: float, last: float) -> Data:
-    """Give the rows of some of the data sheets, one row a sheet, 32 in a batch."""
-    source = Jsonl(path=str(ASSETS / "e2e_nlg" / "valid.jsonl.gz"))
-    distinct = Deduplicated(source=source, by="mr")
-    part = Split(source=distinct, by="mr", fraction=(first, last), salt="quickstart")
-    rows = Columns(source=part, prompt="{mr} =>", completion=" {text}")
-    return Data(sources=(rows,), rows=32, row_tokens=288, pack=False)
 
 
 def get_config() -> Experiment:
     """Give the control arm: plain random order, full fine-tuning."""
     return Experiment(
         name="random",
-        model=Pretrained(folder=str(ASSETS / "stories260k")),
-        data=sheets(0.0, 0.8),
+        model=Pretrained(folder=f"{ASSETS}/stories260k"),
+        data=sheets(ASSETS, POOL, rows=32),
         tuning=Full(),
         objective=CrossEntropy(),
         optimizer=AdamW(b2=0.95, weight_decay=0.01),
@@ -65,8 +54,8 @@ def get_config() -> Experiment:
         curriculum=curricula.random(),
         clock=Clock(steps=STEPS, cycle_steps=25, save_every=0, evaluate_every=0),
         evaluators=(
-            Likelihood(name="test", data=sheets(0.8, 1.0)),
-            SlotAccuracy(name="slots", data=sheets(0.8, 1.0), max_new_tokens=112),
+            Likelihood(name="test", data=sheets(ASSETS, TEST, rows=32)),
+            SlotAccuracy(name="slots", data=sheets(ASSETS, TEST, rows=32), max_new_tokens=112),
         ),
         checkpoints=Checkpoints(keep_last=1),
     )

@@ -19,11 +19,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs import curricula
+from configs.e2e_nlg import POOL, TEST, sheets
 from research.checkpoint import Checkpoints
 from research.clock import Clock
-from research.data.pool import Data
-from research.data.selection import Columns, Deduplicated, Split
-from research.data.sources import Jsonl
 from research.evaluate.likelihood import Likelihood
 from research.experiment import Experiment
 from research.huggingface.pretrained import Pretrained
@@ -37,31 +35,22 @@ from research.sweep.tpe import Tpe
 from research.tuning.full import Full
 from research.tuning.lora import Lora
 
-ASSETS = Path(__file__).resolve().parent / "assets"
-
-
-def sheets(first: float, last: float) -> Data:
-    """Give the rows of some of the data sheets, one row a sheet, 16 in a batch."""
-    source = Jsonl(path=str(ASSETS / "e2e_nlg" / "valid.jsonl.gz"))
-    distinct = Deduplicated(source=source, by="mr")
-    part = Split(source=distinct, by="mr", fraction=(first, last), salt="quickstart")
-    rows = Columns(source=part, prompt="{mr} =>", completion=" {text}")
-    return Data(sources=(rows,), rows=16, row_tokens=288, pack=False)
+ASSETS = str(Path(__file__).resolve().parent / "assets")
 
 
 def get_config() -> Experiment:
     """Give what all trials have in common."""
     return Experiment(
         name="search",
-        model=Pretrained(folder=str(ASSETS / "stories260k")),
-        data=sheets(0.0, 0.8),
+        model=Pretrained(folder=f"{ASSETS}/stories260k"),
+        data=sheets(ASSETS, POOL, rows=16),
         tuning=Full(),
         objective=CrossEntropy(),
         optimizer=AdamW(b2=0.95, weight_decay=0.01),
         schedule=Cosine(peak_lr=2e-3, warmup_fraction=0.1, final_fraction=0.1),
         curriculum=curricula.random(),
         clock=Clock(steps=40, cycle_steps=10, save_every=0, evaluate_every=1),
-        evaluators=(Likelihood(name="test", data=sheets(0.8, 1.0)),),
+        evaluators=(Likelihood(name="test", data=sheets(ASSETS, TEST, rows=16)),),
         checkpoints=Checkpoints(keep_last=1),
     )
 
