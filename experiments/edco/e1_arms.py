@@ -4,12 +4,13 @@ Question: EDCO (arXiv 2601.03725) reports gains over random order and over perpl
   test sets of 230 questions. Do they hold against the fair control, round-wise random with the
   same optimiser resets, over five seeds and two thousand questions?
 Method: Questions about O-RAN specifications, asked closed-book; a quarter of them is the pool
-  (2,940, those left out that the test asks in the same words), 2,080 others the test. Every arm makes the same number of steps on a base model that has seen
-  another third (`base.py`); the arms of `equal_compute` pay for their scoring in steps: of 184
-  steps EDCO keeps 37, dynamic loss 65, static EDCO 147, static perplexity 154. A step is charged
-  with its padding (half of it), scoring without, so that with padding free for both they would
-  keep fewer. Accuracy: the share of questions whose right option is the likeliest text; per byte
-  of it, too, which is not tested.
+  (2,940, those left out that the test asks in the same words), 2,080 others the test. Every arm
+  makes the same number of steps on a base model that has seen another third (`base.py`; 12 test
+  questions are in it too, one with the same options). The arms of `equal_compute` pay for their
+  scoring in steps: of 184 EDCO keeps 37, dynamic loss 65, static EDCO 147, static perplexity 154.
+  A step is charged with its padding (half of it), scoring without: with padding free for both they
+  would keep fewer. Accuracy: the share of questions whose right option is the likeliest text; per
+  byte of it, too, which is not tested.
 Expectation: the order matters less than the seed; EDCO costs more than it gains.
 Command: maktab sweep experiments/edco/e1_arms.py --jobs 2
   On an accelerator: --generator qwen3, or --generator llama, with the authors' settings.
