@@ -347,6 +347,7 @@ def round_wise(
     cool_down_rounds: int = 0,
     budget: EqualSteps | EqualCompute = EQUAL_STEPS,
     rescore_fraction: float = 1.0,
+    score_ahead: bool = False,
 ) -> Curriculum:
     """A round-wise arm with the switches that all of them share."""
     return Curriculum(
@@ -358,6 +359,7 @@ def round_wise(
         cool_down_rounds=cool_down_rounds,
         budget=budget,
         rescore_fraction=rescore_fraction,
+        score_ahead=score_ahead,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch.progress import bar
 from launch.rows import open_rows, own_id, require_out, write_rows
 from research.core.protocols import Estimator, Guided
 from research.data.pool import open_pool
+from research.score.pool import Cost
 from research.score.rows import score_rows
 
 
@@ -51,6 +53,7 @@ def score(
             read=open_pool,
         )
     opened = found.load(console)
+    costs: list[Cost] = []
     with bar(console, f"scoring by {estimator}") as advance:
         rows = score_rows(
             part,
@@ -63,9 +66,12 @@ def score(
             rows_per_batch=batch_rows,
             per_token=per_token,
             watch=advance,
+            paid=costs.append,
         )
         named = zip(pool.examples, rows, strict=True)
-        return write_rows(out, ({**row, "id": own_id(example)} for example, row in named))
+        count = write_rows(out, ({**row, "id": own_id(example)} for example, row in named))
+    console.print(f"scored {functools.reduce(Cost.__add__, costs)}", highlight=False)
+    return count
 
 
 def asking_the_model(text: str, settings: Sequence[str]) -> Estimator:

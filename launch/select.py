@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import hashlib
 import itertools
@@ -27,6 +28,7 @@ from research.curriculum.curriculum import Curriculum
 from research.data.stream import shards, survey
 from research.huggingface.pretrained import fingerprint
 from research.report.lines import encode
+from research.score.pool import Cost
 from research.score.stream import score_shards
 
 SHARD_ROWS = 4_096  # as many as `maktab score` runs at once, so that both give the same bits
@@ -187,8 +189,9 @@ def score_file(
         return
     if done:
         console.print(f"going on at row {done:,} of {reading.rows:,}", highlight=False)
+    costs: list[Cost] = []
     with bar(console, "scoring", before=done) as advance:
-        for lines in _scored(curriculum, found, reading, done, len(bad), advance, console):
+        for lines in _scored(curriculum, found, reading, done, len(bad), advance, costs, console):
             bad += [line["bad"] for line in lines if "bad" in line]
             _refuse(bad, reading)
             scores.extend(lines)
@@ -196,6 +199,8 @@ def score_file(
             due = done * LINES // reading.rows > (done - len(lines)) * LINES // reading.rows
             if due and not console.is_terminal:
                 console.print(f"scored {done:,} of {reading.rows:,} rows", highlight=False)
+    if costs:
+        console.print(f"scored {functools.reduce(Cost.__add__, costs)}", highlight=False)
 
 
 def _scored(
@@ -205,9 +210,14 @@ def _scored(
     done: int,
     bad: int,
     advance: Advance,
+    costs: list[Cost],
     console: Console,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Read the weights, and score what comes after the first `done` rows, a shard at a time."""
+    """Read the weights, and score what comes after the first `done` rows, a shard at a time.
+
+    Args:
+      costs: gets what each shard took.
+    """
     opened = found.load(console)
     return score_shards(
         curriculum,
@@ -228,6 +238,7 @@ def _scored(
         stop_ids=opened.stop_ids,
         rows_per_batch=reading.batch_rows,
         watch=lambda more: advance(done + more, reading.rows),
+        paid=costs.append,
     )
 
 

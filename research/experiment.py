@@ -65,6 +65,9 @@ class Experiment:
       balancing: how the selection bias of routers follows their load; None: it stays.
       sinks: where metrics go besides JSONL and TensorBoard (`research/report/sinks.py`).
       max_leaked_fraction: share of the pool that may equal an evaluator's items.
+      scoring_layout: where weights lie while the curriculum asks and evaluators measure, over the
+        devices of `layout`; they are moved there before, and back never. None: as in training. A
+        layout that splits weights gathers all of them for every token that is generated.
       schedule_spans_round: fractions of the schedule refer to the round, not to the run.
     """
 
@@ -88,6 +91,7 @@ class Experiment:
     schedule_spans_round: bool = False
     compute: Compute = Compute()
     layout: Layout = Layout()
+    scoring_layout: Layout | None = None
     checkpoints: Checkpoints = Checkpoints()
     evaluators: tuple[Evaluator, ...] = ()
     sinks: tuple[Any, ...] = ()

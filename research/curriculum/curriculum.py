@@ -24,7 +24,7 @@ from research.core.protocols import (
 from research.curriculum.budget import EqualCompute, EqualSteps
 from research.curriculum.estimators.free import Free
 from research.curriculum.ordering import RESCORE, draws, quotas
-from research.curriculum.state import NEVER, PoolState
+from research.curriculum.state import NEVER, PoolState, replaced
 from research.curriculum.terms import terms_of, value_of
 
 Measure = Estimator | Guided | Recorder | Stated | Delegating | Combination
@@ -122,6 +122,9 @@ class Curriculum:
       rescore_fraction: which part of the pool is scored again in every later round, the oldest
         scores first; 1: all of it; 0: scores of the first round stay. The first round scores all.
       cool_down_rounds: rounds that an example rests after a round that selected it.
+      score_ahead: whether scores for the next round are taken while this one trains, a part of them
+        as each cycle begins, with the weights of that moment; then only the first round begins with
+        a scoring. Scores are up to a round old (`PoolState.scored_step_X`).
     """
 
     policy: Policy
@@ -132,6 +135,7 @@ class Curriculum:
     budget: EqualSteps | EqualCompute
     rescore_fraction: float
     cool_down_rounds: int = 0
+    score_ahead: bool = False
 
     def __post_init__(self) -> None:
         policy, name = self.policy, type(self.policy).__name__
@@ -173,6 +177,11 @@ class Curriculum:
                 self.rescore_fraction == 0 or not isinstance(policy, Adaptive),
                 f"rescore_fraction={self.rescore_fraction}: the arms of {name} are levels of the "
                 "first scores, so scores are taken once; set it to 0.0",
+            ),
+            (
+                not self.score_ahead or (self.rounds > 1 and self.rescore_fraction > 0),
+                f"score_ahead=True takes no effect with rounds={self.rounds} and rescore_fraction="
+                f"{self.rescore_fraction}: no later round scores anything; set it to False",
             ),
             (self.cool_down_rounds >= 0, f"cool_down_rounds={self.cool_down_rounds} must be >= 0"),
             (
@@ -258,11 +267,16 @@ class Curriculum:
                 "one group; give data.sources as Weighted(source=..., weight=...), two at least"
             )
         self._check_groups(np.bincount(groups, minlength=len(shares)), shares)
+        unknown_YX = np.full((max(1, len(self.terms)), num_examples), np.nan, np.float32)
+        never_X = np.full(num_examples, NEVER, np.int32)
         return PoolState(
             score_X=np.full(num_examples, np.nan, np.float32),
-            signal_YX=np.full((max(1, len(self.terms)), num_examples), np.nan, np.float32),
-            scored_round_X=np.full(num_examples, NEVER, np.int32),
-            selected_round_X=np.full(num_examples, NEVER, np.int32),
+            signal_YX=unknown_YX,
+            scored_round_X=never_X,
+            scored_step_X=never_X,
+            ahead_YX=unknown_YX,
+            ahead_step_X=never_X,
+            selected_round_X=never_X,
             times_used_X=np.zeros(num_examples, np.int32),
             group_X=groups,
             share_G=shares,
@@ -298,11 +312,14 @@ class Curriculum:
         signals: Float[np.ndarray, "*measured N"],
         round_: int,
         flops: float = 0.0,
+        *,
+        step: int | Int[np.ndarray, " N"] = 0,
     ) -> PoolState:
         """Take new measurements over, with their age and what they cost.
 
         Args:
           signals: a row for each of `measured`; for a single one, the row itself.
+          step: how many updates the weights had made that measured them.
 
         Raises:
           ValueError: a signal is not finite, or ids and signals do not match.
@@ -310,6 +327,23 @@ class Curriculum:
         self._check_settings(state)
         if not len(ids):
             return state
+        ids, signal_YN = self.checked(ids, signals, round_)
+        return dataclasses.replace(
+            self._signalled(state, self.measured, ids, signal_YN),
+            scored_round_X=replaced(state.scored_round_X, ids, round_),
+            scored_step_X=replaced(state.scored_step_X, ids, step),
+            scored_rows=state.scored_rows + len(ids),
+            scoring_flops=state.scoring_flops + float(flops),
+        )
+
+    def checked(
+        self, ids: Int[np.ndarray, " N"], signals: Float[np.ndarray, "*measured N"], round_: int
+    ) -> tuple[Int[np.ndarray, " N"], Float[np.ndarray, "measured N"]]:
+        """Give ids and a row for each of `measured`.
+
+        Raises:
+          ValueError: a signal is not finite, or ids and signals do not match.
+        """
         ids, signal_YN = np.asarray(ids), np.atleast_2d(np.asarray(signals, np.float32))
         shape = (len(self.measured), len(ids))
         if signal_YN.shape != shape or len(np.unique(ids)) != len(ids):
@@ -320,12 +354,7 @@ class Curriculum:
         if not np.isfinite(signal_YN).all():
             bad = ids[~np.isfinite(signal_YN).all(axis=0)]
             raise ValueError(f"round {round_}: scores of ids {bad[:5].tolist()} are not finite")
-        return dataclasses.replace(
-            self._signalled(state, self.measured, ids, signal_YN),
-            scored_round_X=_with(state.scored_round_X, ids, round_),
-            scored_rows=state.scored_rows + len(ids),
-            scoring_flops=state.scoring_flops + float(flops),
-        )
+        return ids, signal_YN
 
     def open_round(self, state: PoolState, round_: int, seed: int) -> PoolState:
         """Move what the policy learned, select the round's examples and queue them.
@@ -342,7 +371,7 @@ class Curriculum:
         if round_ > 0 and isinstance(self.policy, Mixing):
             state = dataclasses.replace(state, share_G=self.policy.mix(state))
         ids = self.policy.select(state, self._eligible(state), self._quotas(state), seed)
-        selected_round_X = _with(state.selected_round_X, ids, round_)
+        selected_round_X = replaced(state.selected_round_X, ids, round_)
         state = dataclasses.replace(state, selected_round_X=selected_round_X)
         return dataclasses.replace(state, queue=self._epoch(state, seed), cursor=0)
 
@@ -409,7 +438,7 @@ class Curriculum:
             ids, signal = ids[last], signal[last].astype(np.float32)
             state = self._signalled(state, (recorder,), ids, signal[None])
             if not self.measured:
-                held = _with(state.scored_round_X, ids, state.round)
+                held = replaced(state.scored_round_X, ids, state.round)
                 state = dataclasses.replace(state, scored_round_X=held)
         if isinstance(self.policy, Adaptive):
             memory = self.policy.learn(state, *_known(*Free(of="loss").read(rows)))
@@ -482,10 +511,3 @@ def _known(
     """Keep what belongs to an example and is finite."""
     known = (ids >= 0) & np.isfinite(signal)
     return ids[known], signal[known]
-
-
-def _with(values_X: np.ndarray, ids: np.ndarray, new: Any) -> np.ndarray:
-    """Copy `values_X` with the entries `ids` replaced."""
-    values_X = values_X.copy()
-    values_X[ids] = new
-    return values_X

@@ -17,7 +17,7 @@ RESOLUTION_NATS = 1e-4  # scores nearer than this are ties; float noise is about
 Unscored = Literal["error", "first", "last"]
 RoundOrder = Literal["shuffled", "descending", "ascending"]
 
-SELECT, ARRANGE, EPOCH, RESCORE, FLOOR = range(5)  # named streams of draws
+SELECT, ARRANGE, EPOCH, RESCORE, FLOOR, AHEAD = range(6)  # named streams of draws
 
 
 def fraction_check(fraction: float) -> tuple[bool, str]:

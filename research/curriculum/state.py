@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -21,8 +22,14 @@ class PoolState:
       score_X: the last signal of each example in nats (float32); NaN: never scored.
       signal_YX: the last value of each measurement that the estimator is made of (float32); one
         row for a plain estimator, whose value is the score.
-      scored_round_X: the round in which `score_X` was measured, -1: never. Its age is the
-        difference to `round`.
+      scored_round_X: the round for which `score_X` was measured, -1: never. Its age in rounds is
+        the difference to `round`.
+      scored_step_X: how many updates the weights had made that measured `score_X`, -1: never, or
+        unknown, as where training itself reported it. Scores that were taken ahead are older than
+        the round that they are for.
+      ahead_YX: what was measured already for the next round, a row for each row of `signal_YX`;
+        NaN: nothing yet.
+      ahead_step_X: how many updates the weights had made that measured it, -1: nothing yet.
       selected_round_X: the last round whose selection held the example, -1: none.
       times_used_X: how often the example was handed out for training.
       group_X: the source group of each example.
@@ -41,6 +48,9 @@ class PoolState:
     score_X: Float[np.ndarray, " X"]
     signal_YX: Float[np.ndarray, "Y X"]
     scored_round_X: Int[np.ndarray, " X"]
+    scored_step_X: Int[np.ndarray, " X"]
+    ahead_YX: Float[np.ndarray, "Y X"]
+    ahead_step_X: Int[np.ndarray, " X"]
     selected_round_X: Int[np.ndarray, " X"]
     times_used_X: Int[np.ndarray, " X"]
     group_X: Int[np.ndarray, " X"]
@@ -96,3 +106,10 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> PoolState:
     return PoolState(
         **{name: scalars.get(name, np.asarray)(value) for name, value in arrays.items()}
     )
+
+
+def replaced(values_X: np.ndarray, ids: np.ndarray, new: Any) -> np.ndarray:
+    """Copy `values_X` with the entries `ids` replaced."""
+    values_X = values_X.copy()
+    values_X[ids] = new
+    return values_X

@@ -60,11 +60,11 @@ class Decoder:
         """Feed prompts, with room for what follows, and choose the first token of each."""
         num_rows, prompt_tokens = prompts.tokens_BT.shape
         num_slots = prompt_tokens + self.ring
-        open_B = jnp.any(prompts.segments_BT > 0, axis=1)
+        fed_B = jnp.any(prompts.segments_BT > 0, axis=1)
         if self.shared is None:
             output, cache = self.model.prefill(self.params, prompts, num_slots)
         else:
-            cache = self.model.spread(self.shared, open_B, num_slots)
+            cache = self.model.spread(self.shared, fed_B, num_slots)
             prompts = _after(prompts, self.shared.positions_BS.shape[1])
             fed = prompts.tokens_BT, prompts.positions_BT, prompts.segments_BT
             output, cache = self.model.extend(self.params, cache, *fed)
@@ -76,7 +76,7 @@ class Decoder:
             step_B=none_B,
             token_B=none_B,
             position_B=jnp.max(position_BT, axis=1),
-            open_B=open_B,
+            open_B=fed_B & (prompts.ids_BZ[:, 0] >= 0),
             seen=self.blank(num_rows),
             cache=cache,
         )

@@ -34,7 +34,8 @@ def generate(
     Prompts are fed once; only the logits of each row's last token are made. Then a loop feeds one
     token a row and step, and ends early when no row goes on. Prompts may be padded on either side:
     padding has segment 0, and positions count a row's own tokens. A row that is all padding is
-    finished before it starts. A row for which the model has no more positions ends there.
+    finished before it starts, one whose id is -1 when its prompt has been read. A row for which the
+    model has no more positions ends there.
 
     Args:
       stop_ids: tokens that end a row; empty: every row gets `max_new_tokens`.

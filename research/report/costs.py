@@ -15,6 +15,13 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "evaluating": ("evaluate_s",),
     "saving": ("save_s",),
 }
+# And those of scoring, which add up to it.
+SCORING: Mapping[str, str] = {
+    "prefill": "score_prefill_s",
+    "decode": "score_decode_s",
+    "re-shard": "score_reshard_s",
+    "host": "score_host_s",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,8 @@ class Cost:
       wall_s: of their cycles, one run after the other.
       device_s: the same, times the devices that each cycle ran on.
       parts_s: device time by what it was for; it may not add up where laps were not recorded.
+      scoring_s: of the time for scoring, what it was for, likewise.
+      scored: rows.
       flops: analytic, of updates and scoring; evaluations are not counted.
     """
 
@@ -32,6 +41,8 @@ class Cost:
     wall_s: float
     device_s: float
     parts_s: Mapping[str, float]
+    scoring_s: Mapping[str, float]
+    scored: int
     flops: float
 
 
@@ -46,15 +57,18 @@ def cost(runs: Sequence[Run]) -> Cost:
             part: sum(_number(line, lap) * devices for line, devices in lines for lap in laps)
             for part, laps in PARTS.items()
         },
+        scoring_s={
+            part: sum(_number(line, lap) * devices for line, devices in lines)
+            for part, lap in SCORING.items()
+        },
+        scored=round(sum(_number(line, "scored_rows") for line, _ in lines)),
         flops=sum(sum(run.flops()) for run in runs),
     )
 
 
 def table(arms: Sequence[Arm]) -> Table:
     """Tabulate what each arm has cost, and all of them together."""
-    rows = [(arm.name, cost(arm.runs)) for arm in arms]
-    everything = cost([run for arm in arms for run in arm.runs])
-    rows += [("all", everything)] if len(arms) > 1 else []
+    rows = _by_arm(arms)
     return Table(
         title="What each arm has cost: all its runs, also those that did not finish.",
         header=("arm", "runs", "time", "device time", *PARTS, "FLOP"),
@@ -73,6 +87,39 @@ def table(arms: Sequence[Arm]) -> Table:
         "not in the FLOP. Reading files before the first cycle, and cycles that a kill took back, "
         "are in neither.",
     )
+
+
+def scoring(arms: Sequence[Arm]) -> list[Table]:
+    """Tabulate what scoring the pool took, by what it was for; nothing where nobody scored."""
+    rows = [(name, each) for name, each in _by_arm(arms) if each.scored]
+    if not rows:
+        return []
+    table = Table(
+        title="What scoring the pool took.",
+        header=("arm", "rows", "device time", "a row", *SCORING),
+        rows=tuple(
+            (
+                name,
+                amount(each.scored),
+                duration(each.parts_s["scoring"]),
+                duration(each.parts_s["scoring"] / each.scored),
+                *(_share(seconds, each.parts_s["scoring"]) for seconds in each.scoring_s.values()),
+            )
+            for name, each in rows
+        ),
+        note="Host: laying out, compiling, dispatching and selecting, while devices may be at work "
+        "or not. The rest is what the host waited: for prompts to be read (prefill), for tokens to "
+        "be generated (decode), for weights to be moved to the layout for scoring. Reading is "
+        "measured once for each program of a run, decoding is what remains.",
+    )
+    return [table]
+
+
+def _by_arm(arms: Sequence[Arm]) -> list[tuple[str, Cost]]:
+    """Give the cost of each arm, and of several together."""
+    rows = [(arm.name, cost(arm.runs)) for arm in arms]
+    everything = cost([run for arm in arms for run in arm.runs])
+    return rows + ([("all", everything)] if len(arms) > 1 else [])
 
 
 def _share(seconds: float, of: float) -> str:

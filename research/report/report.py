@@ -111,6 +111,7 @@ def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: s
     found += tables.all_metrics(arms)
     told = settings.table(arms)
     found += [*([told] if told else []), tables.budgets(arms), costs.table(arms)]
+    found += costs.scoring(arms)
     return Section(heading="The arms", tables=tuple(found), brief=True)
 
 

@@ -45,13 +45,38 @@ class Cost:
       generated_tokens: tokens charged for generation; early ends are not discounted.
       flops: analytic; see `scoring_flops`.
       seconds: wall time, compilation included.
+      prefill_s: of it, what the host waited while devices read views. Where they also generate, the
+        waiting is divided by `Gauge`.
+      decode_s: of it, what the host waited while they generated.
+      reshard_s: of it, what moving the weights took.
     """
 
-    rows: int
-    prefill_tokens: int
-    generated_tokens: int
-    flops: float
-    seconds: float
+    rows: int = 0
+    prefill_tokens: int = 0
+    generated_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    reshard_s: float = 0.0
+
+    @property
+    def host_s(self) -> float:
+        """Seconds in which the host worked: laying out, compiling, dispatching, collecting."""
+        return self.seconds - self.prefill_s - self.decode_s - self.reshard_s
+
+    def __str__(self) -> str:
+        parts = {
+            "prefill": self.prefill_s,
+            "decode": self.decode_s,
+            "re-shard": self.reshard_s,
+            "host": self.host_s,
+        }
+        shares = (f"{name} {s / self.seconds:.0%}" for name, s in parts.items() if s > 0)
+        return f"{self.rows:,} rows in {self.seconds:,.1f} s: {', '.join(shares)}"
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +86,80 @@ class Scored:
     ids_N: Int[np.ndarray, " N"]
     score_N: Float[np.ndarray, " N"]
     cost: Cost
+
+
+class Gauge:
+    """Seconds in which devices read the prompt of a row, measured once for each program.
+
+    Reading and generating are one program. It is run once more over rows without ids, which are
+    read and not continued: nothing is compiled for it.
+    """
+
+    def __init__(self) -> None:
+        self._row_s: dict[Any, float] = {}
+
+    def knows(self, program: Any) -> bool:
+        """Whether this program was measured."""
+        return program in self._row_s
+
+    def measure(self, program: Any, rows: int, read: Callable[[], Array]) -> None:
+        """Time a program that reads `rows` prompts, on idle devices."""
+        begun = time.perf_counter()
+        jax.block_until_ready(read())
+        self._row_s[program] = (time.perf_counter() - begun) / rows
+
+    def seconds(self, program: Any, rows: int) -> float:
+        """Give what reading `rows` prompts takes."""
+        return self._row_s[program] * rows
+
+
+class Asked:
+    """Scores that were asked for: batches on the devices, and what has come back of them."""
+
+    def __init__(self, views: Views, ids: Int[np.ndarray, " N"], watch: Watch | None) -> None:
+        self.views, self.ids = views, ids
+        self.worked_s = self.waited_s = self.reading_s = 0.0
+        self._score_X = np.full(len(views.longest), np.nan, np.float32)
+        self._pending: list[tuple[np.ndarray, Array]] = []
+        self._watch, self._done = watch, 0
+
+    def add(self, batch_ids: Int[np.ndarray, " B"], score_B: Array) -> None:
+        """Note a batch that is on its way."""
+        self._pending.append((batch_ids, score_B))
+
+    def collect(self, most: int = 0) -> None:
+        """Wait until no more than `most` batches are on their way."""
+        begun = time.perf_counter()
+        while len(self._pending) > most:
+            batch_ids, score_B = self._pending.pop(0)
+            self._score_X[batch_ids] = np.asarray(score_B)[: len(batch_ids)]
+            self._done += len(batch_ids)
+            if self._watch is not None:
+                self._watch(self._done, len(self.ids))
+        self.waited_s += time.perf_counter() - begun
+
+    def read_more(self, seconds: float) -> None:
+        """Note that prompts were read once more, to measure what that takes."""
+        self.waited_s += seconds
+        self.reading_s += seconds
+
+    def scores(self, round_: int) -> Float[np.ndarray, " N"]:
+        """Wait for all scores.
+
+        Raises:
+          ScoringError: one is missing or not finite.
+        """
+        self.collect()
+        _check(self._score_X[self.ids], self.ids, self.views, round_)
+        return self._score_X[self.ids]
+
+    def seconds(self, estimator: Estimator) -> Cost:
+        """Give the time that was spent, by what it was for."""
+        total, waited = self.worked_s + self.waited_s, self.waited_s
+        if estimator.new_tokens is None:
+            return Cost(seconds=total)
+        read = min(waited, self.reading_s) if estimator.new_tokens > 1 else waited
+        return Cost(seconds=total, prefill_s=read, decode_s=waited - read)
 
 
 def score_pool(
@@ -79,6 +178,7 @@ def score_pool(
     watch: Watch | None = None,
     guide: Views | None = None,
     first_id: int = 0,
+    gauge: Gauge | None = None,
 ) -> Scored:
     """Score `ids`, one example a row, unpacked.
 
@@ -96,6 +196,7 @@ def score_pool(
       watch: called with (rows done, rows in all) as batches come back.
       guide: the rows that a guided estimator compares with.
       first_id: where the views begin in a pool of which they are a part; keys are by its ids.
+      gauge: what is known of these programs; None: they are measured anew.
 
     Raises:
       ScoringError: a score is missing or not finite.
@@ -104,7 +205,54 @@ def score_pool(
     Law: a score depends on params, view, key, round and id; not on batch-mates, bucket, order or
     device count, within float noise.
     """
-    start = time.perf_counter()
+    return ask_pool(
+        estimator,
+        model,
+        params,
+        views,
+        ids,
+        round_=round_,
+        key=key,
+        place=place,
+        stop_ids=stop_ids,
+        rows_per_batch=rows_per_batch,
+        buckets=buckets,
+        watch=watch,
+        guide=guide,
+        first_id=first_id,
+        gauge=gauge or Gauge(),
+        in_flight=IN_FLIGHT,
+    )[1]()
+
+
+def ask_pool(
+    estimator: Estimator,
+    model: Transformer,
+    params: Tree,
+    views: Views,
+    ids: Sequence[int] | np.ndarray,
+    *,
+    round_: int,
+    key: Array,
+    place: Placement,
+    stop_ids: tuple[int, ...],
+    rows_per_batch: int,
+    gauge: Gauge,
+    in_flight: int | None,
+    buckets: Sequence[int] | None = None,
+    watch: Watch | None = None,
+    guide: Views | None = None,
+    first_id: int = 0,
+) -> tuple[Asked, Callable[[], Scored]]:
+    """Begin what `score_pool` does: (what was asked, what waits for it).
+
+    Once this has returned, the weights may be given away to another program: what reads them here
+    was queued before it.
+
+    Args:
+      in_flight: batches that may be on their way while the host lays out the next; None: all.
+    """
+    begun = time.perf_counter()
     ids = np.asarray(ids, np.int64)
     if len(np.unique(ids)) != len(ids):
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
@@ -115,42 +263,39 @@ def score_pool(
     rows = -(-rows_per_batch // shards) * shards
     model, waiting = as_it_decodes(estimator, model, views, rows)
     against = () if guide is None else (_direction(estimator, model, params, guide, place, rows),)
-    score_X = np.full(len(views.longest), np.nan, np.float32)
-    pending: list[tuple[np.ndarray, Array]] = []
-    done = 0
+    asked = Asked(views, ids, watch)
 
-    def collect(most: int) -> None:
-        nonlocal done
-        while len(pending) > most:
-            batch_ids, score_B = pending.pop(0)
-            score_X[batch_ids] = np.asarray(score_B)[: len(batch_ids)]
-            done += len(batch_ids)
-            if watch is not None:
-                watch(done, len(ids))
+    def run(batch_ids: np.ndarray, bucket: int, names: np.ndarray) -> Array:
+        shown = functools.partial(_lay_out, views, batch_ids, bucket, names)
+        batches = place.put_rows(waiting, shown)
+        return score_batch(estimator, model, place, stop_ids, params, batches, key, round_, against)
 
     for batch_ids, bucket in batches_of(views.longest, ids, waiting, buckets):
-        shown = functools.partial(_lay_out, views, batch_ids, bucket, first_id)
-        batches = place.put_rows(waiting, shown)
-        score_B = score_batch(
-            estimator, model, place, stop_ids, params, batches, key, round_, against
-        )
-        pending.append((batch_ids, score_B))
-        collect(IN_FLIGHT)
-    collect(0)
-    _check(score_X[ids], ids, views, round_)
-    prefix = estimator.new_tokens or 0
-    return Scored(
-        ids_N=ids,
-        score_N=score_X[ids],
-        cost=Cost(
-            rows=len(ids),
-            prefill_tokens=int(views.counts[:, ids].sum()),
-            generated_tokens=prefix * int((views.counts[:, ids] > 0).sum()),
-            flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum())
-            + guide_flops(estimator, model.arch, params, guide),
-            seconds=time.perf_counter() - start,
-        ),
+        asked.add(batch_ids, run(batch_ids, bucket, batch_ids + first_id))
+        if (estimator.new_tokens or 0) > 1:
+            program = (estimator, model, bucket, waiting)
+            if not gauge.knows(program):
+                asked.collect()
+                nameless = functools.partial(run, batch_ids, bucket, np.full_like(batch_ids, -1))
+                gauge.measure(program, len(batch_ids), nameless)
+                asked.read_more(gauge.seconds(program, len(batch_ids)))
+            asked.reading_s += gauge.seconds(program, len(batch_ids))
+        if in_flight is not None:
+            asked.collect(in_flight)
+    cost = Cost(
+        rows=len(ids),
+        prefill_tokens=int(views.counts[:, ids].sum()),
+        generated_tokens=(estimator.new_tokens or 0) * int((views.counts[:, ids] > 0).sum()),
+        flops=float(scoring_flops(estimator, model.arch, params, views)[ids].sum())
+        + guide_flops(estimator, model.arch, params, guide),
     )
+    asked.worked_s = time.perf_counter() - begun - asked.waited_s
+
+    def finish() -> Scored:
+        score_N = asked.scores(round_)
+        return Scored(ids_N=ids, score_N=score_N, cost=cost + asked.seconds(estimator))
+
+    return asked, finish
 
 
 def as_it_decodes(
@@ -197,12 +342,15 @@ def with_whole_rows(place: Placement) -> Placement:
 
 
 def _lay_out(
-    views: Views, ids: Int[np.ndarray, " N"], bucket: int, first_id: int, part: slice
+    views: Views,
+    ids: Int[np.ndarray, " N"],
+    bucket: int,
+    names: Int[np.ndarray, " N"],
+    part: slice,
 ) -> tuple:
-    """Lay out a range of a batch's rows in each view."""
-    names = (ids + first_id).tolist()
+    """Lay out a range of a batch's rows in each view, with the ids that it is to have."""
     return tuple(
-        single_rows([view[x] for x in ids], names, bucket, part) for view in views.examples
+        single_rows([view[x] for x in ids], names.tolist(), bucket, part) for view in views.examples
     )
 
 
@@ -272,7 +420,7 @@ def _direction(
     """Add up what all guide rows say."""
     totals = []
     for ids, bucket in batches_of(guide.longest, np.arange(len(guide.longest)), rows, None):
-        (batch,) = place.put_rows(rows, functools.partial(_lay_out, guide, ids, bucket, 0))
+        (batch,) = place.put_rows(rows, functools.partial(_lay_out, guide, ids, bucket, ids))
         totals.append(_direction_of(estimator, model, params, batch))
     return functools.reduce(Total.__add__, totals)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
 from research.data.batches import single_rows
 from research.data.pool import Pool
 from research.models.transformer import Transformer
-from research.score.pool import Watch, batches_of, score_pool
+from research.score.pool import Cost, Gauge, Watch, batches_of, score_pool
+from research.score.stream import forget
 from research.score.views import Views, render_views
 
 WINDOW = 4096  # examples whose token lists are held at once
@@ -36,6 +37,7 @@ def score_rows(
     rows_per_batch: int = 32,
     per_token: bool = False,
     watch: Watch | None = None,
+    paid: Callable[[Cost], None] = forget,
 ) -> Iterator[dict[str, Any]]:
     """Give, in the pool's order, a row an example.
 
@@ -45,12 +47,14 @@ def score_rows(
 
     Args:
       per_token: add `token_loss_nats` and `token_entropy_nats`, of length num_tokens - 1.
+      paid: called with what every so many examples took; their token lists are not in it.
 
     Raises:
       ScoringError: a score is not finite.
     """
     views = render_views(estimator, pool)
     fed = render_views(TeacherForcedLoss(), pool)
+    gauge = Gauge()
     for first in range(0, len(pool), WINDOW):
         ids = np.arange(first, min(first + WINDOW, len(pool)))
         scored = score_pool(
@@ -64,8 +68,10 @@ def score_rows(
             place=place,
             stop_ids=stop_ids,
             rows_per_batch=rows_per_batch,
+            gauge=gauge,
             watch=None if watch is None else lambda done, _, f=first: watch(f + done, len(pool)),
         )
+        paid(scored.cost)
         lists = _token_lists(model, params, fed, ids, place, rows_per_batch) if per_token else {}
         for x, score in zip(ids.tolist(), scored.score_N.tolist(), strict=True):
             example = pool.examples[x]

@@ -18,6 +18,7 @@ from research.data.pool import Data, Pool, open_pool
 from research.data.stream import Shard, one_ahead
 from research.data.tokenizer import Tokenizer
 from research.models.transformer import Transformer
+from research.score.pool import Cost, Gauge
 from research.score.terms import open_terms, score_terms
 
 NEARLY_ALL = 1 - 1e-9  # who asked for the scores says how many rows of the file may be bad
@@ -43,6 +44,10 @@ def nobody(done: int) -> None:
     """Nobody looks on."""
 
 
+def forget(cost: Cost) -> None:
+    """Nobody asks what it took."""
+
+
 def score_shards(
     curriculum: Curriculum,
     model: Transformer,
@@ -57,6 +62,7 @@ def score_shards(
     stop_ids: tuple[int, ...] = (),
     rows_per_batch: int = 32,
     watch: Callable[[int], None] = nobody,
+    paid: Callable[[Cost], None] = forget,
 ) -> Iterator[list[dict[str, Any]]]:
     """Give, shard by shard and in the file's order, a line a row.
 
@@ -67,6 +73,7 @@ def score_shards(
       data: how rows become examples; the shards are its source.
       usable_before: rows of the file before these shards that were not bad.
       watch: called with the rows of these shards that are done.
+      paid: called with what each shard took.
 
     Raises:
       ScoringError: a signal is not finite.
@@ -74,13 +81,13 @@ def score_shards(
     Law: signals are those of `score_rows` over the file without its bad rows, bit for bit where the
     shards are as long as its windows. They do not depend on the shard with which this began.
     """
-    done = 0
+    done, gauge = 0, Gauge()
     pools = (_open(shard, data, tokenizer, model.arch.vocab_size) for shard in shards)
     for opened in one_ahead(pools):
         signal_YN = np.zeros((len(curriculum.measured), 0))
         if opened.pool is not None:
             terms = open_terms(curriculum, opened.pool, model, stop_ids)
-            signal_YN, _ = score_terms(
+            signal_YN, cost = score_terms(
                 terms,
                 np.full((len(terms), len(opened.pool)), np.nan, np.float32),
                 params,
@@ -89,10 +96,12 @@ def score_shards(
                 key=key,
                 place=place,
                 rows_per_batch=rows_per_batch,
+                gauge=gauge,
                 watch=lambda scored, _, before=done: watch(before + scored),
                 first_id=usable_before,
             )
             usable_before += len(opened.pool)
+            paid(cost)
         done += len(opened.shard.items)
         watch(done)
         yield _lines(opened, signal_YN)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +21,7 @@ from research.huggingface.open import tokenizer_folder
 from research.huggingface.pretrained import Resolved
 from research.huggingface.stops import stop_ids
 from research.models.transformer import Transformer
-from research.score.pool import Watch, score_pool
+from research.score.pool import IN_FLIGHT, Asked, Cost, Gauge, Scored, Watch, ask_pool
 from research.score.views import Views, guide_flops, render_views, scoring_flops
 
 
@@ -165,32 +168,112 @@ def score_terms(
     key: Array,
     place: Placement,
     rows_per_batch: int,
+    gauge: Gauge,
     watch: Watch | None = None,
     first_id: int = 0,
-) -> tuple[Float[np.ndarray, "Y N"], float]:
-    """Measure some examples in every term: (a row for each term, FLOPs of what was computed).
+) -> tuple[Float[np.ndarray, "Y N"], Cost]:
+    """Measure some examples in every term: (a row for each term, what was computed).
 
     Args:
       before_YX: what each term said before; a static one that spoke is not asked again.
       params: of the run: adapters joined, dropout off.
+      gauge: what is known of the terms' programs.
       first_id: where the terms' pool begins in one of which it is a part.
 
     Raises:
       ScoringError: a signal is missing or not finite.
     """
-    signals, flops = [], 0.0
+    return ask_terms(
+        terms,
+        before_YX,
+        params,
+        ids,
+        round_=round_,
+        key=key,
+        place=place,
+        rows_per_batch=rows_per_batch,
+        gauge=gauge,
+        watch=watch,
+        first_id=first_id,
+        in_flight=IN_FLIGHT,
+    ).finish()
+
+
+class AskedTerms:
+    """Measurements that were asked for, some of them of devices that are still at it."""
+
+    def __init__(self, paid: Cost) -> None:
+        self._paid = paid
+        self._finish: list[Callable[[], tuple[np.ndarray, Cost]]] = []
+        self._asked: list[Asked] = []
+
+    def know(self, signal_N: Float[np.ndarray, " N"]) -> None:
+        """Note a measurement that needs nobody."""
+        self._finish.append(lambda: (signal_N, Cost()))
+
+    def ask(self, asked: Asked, finish: Callable[[], Scored]) -> None:
+        """Note one that is on its way."""
+
+        def give() -> tuple[np.ndarray, Cost]:
+            scored = finish()
+            return scored.score_N, scored.cost
+
+        self._asked.append(asked)
+        self._finish.append(give)
+
+    def wait(self) -> float:
+        """Wait for all of them; give the seconds that this took."""
+        begun = time.perf_counter()
+        for asked in self._asked:
+            asked.collect()
+        return time.perf_counter() - begun
+
+    def finish(self) -> tuple[Float[np.ndarray, "Y N"], Cost]:
+        """Give (a row for each term, what they took).
+
+        Raises:
+          ScoringError: a signal is missing or not finite.
+        """
+        signals, costs = zip(*(give() for give in self._finish), strict=True)
+        return np.stack(signals), functools.reduce(Cost.__add__, costs, self._paid)
+
+
+def ask_terms(
+    terms: tuple[Term, ...],
+    before_YX: Float[np.ndarray, "Y X"],
+    params: Tree,
+    ids: Int[np.ndarray, " N"],
+    *,
+    round_: int,
+    key: Array,
+    place: Placement,
+    rows_per_batch: int,
+    gauge: Gauge,
+    in_flight: int | None,
+    watch: Watch | None = None,
+    first_id: int = 0,
+    paid: Cost | None = None,
+) -> AskedTerms:
+    """Begin what `score_terms` does; the weights may be given away meanwhile.
+
+    Args:
+      in_flight: batches that may be on their way while the next are laid out; None: all of them,
+        and all terms together.
+      paid: what was spent on it already.
+    """
+    together = AskedTerms(paid or Cost())
     for term, before_X in zip(terms, before_YX, strict=True):
         if term.stated_X is not None:
-            signals.append(term.stated_X[ids])
+            together.know(term.stated_X[ids])
             continue
         if term.is_static and np.isfinite(before_X[ids]).all():
-            signals.append(before_X[ids])
+            together.know(before_X[ids])
             continue
         assert term.estimator is not None
         assert term.model is not None
         assert term.views is not None
         own = params if term.weights is None else load(term.weights.folder, term.model)
-        scored = score_pool(
+        asked, finish = ask_pool(
             term.estimator,
             term.model,
             own,
@@ -204,7 +287,10 @@ def score_terms(
             watch=watch,
             guide=term.guide,
             first_id=first_id,
+            gauge=gauge,
+            in_flight=in_flight,
         )
-        signals.append(scored.score_N)
-        flops += scored.cost.flops
-    return np.stack(signals), flops
+        if in_flight is not None:
+            asked.collect()
+        together.ask(asked, finish)
+    return together

@@ -17,13 +17,15 @@ from research.checkpoint import Store
 from research.clock import Cycle
 from research.core.protocols import Tree
 from research.core.records import Batch, Learner, Report, State
-from research.curriculum.state import from_arrays
+from research.curriculum.ahead import ids_ahead, note_ahead, take_ahead
+from research.curriculum.state import NEVER, from_arrays
 from research.data.batches import pack_batch
 from research.data.packing import pack
 from research.evaluate.evaluate import evaluate
 from research.experiment import Update
 from research.report.writers import AnyRecord, open_record
-from research.score.terms import score_terms
+from research.score.pool import IN_FLIGHT, Cost, Gauge
+from research.score.terms import AskedTerms, ask_terms
 from research.train.prepare import Prepared
 from research.train.profile import profiled
 from research.train.routing import routing
@@ -77,12 +79,25 @@ def never() -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """A cycle's steps, which a run wants done."""
+    """A cycle's steps, which a run wants done.
+
+    Attributes:
+      asked: scores that were asked for before them, of weights that the steps will take; None:
+        none were.
+    """
 
     prepared: Prepared
     state: State
     cycle: Cycle
     rows: Rows
+    asked: AskedTerms | None = None
+
+    def wait_for_scores(self) -> float:
+        """Wait for what was asked for; give the seconds that this took.
+
+        Law: a second call takes none.
+        """
+        return 0.0 if self.asked is None else self.asked.wait()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,12 +107,14 @@ class Done:
     Attributes:
       seen: the report of each step, on the host.
       seconds: what they took; of several runs that went together, this one's share.
+      waited_s: what waiting for scores took, before or among them.
       together: how many went together.
     """
 
     learner: Learner
     seen: list[Report]
     seconds: float
+    waited_s: float = 0.0
     together: int = 1
 
 
@@ -154,7 +171,7 @@ def loop(
         Store(workdir / "checkpoints", experiment.checkpoints) as store,
     ):
         state, resumed = begin(prepared, store, frozen)
-        first = int(state.learner.step)
+        first, gauge = int(state.learner.step), Gauge()
         record.truncate_to(first if resumed else -1)
         watch.begins(prepared, first)
         if not resumed:
@@ -162,15 +179,19 @@ def loop(
         for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
             if asked_to_leave():
                 leave(prepared, state, store)
-            clock = Stopwatch()
+            clock, cost = Stopwatch(), Cost()
             refuse_other_rounds(state, cycle)
             if cycle.opens_round:  # ask the model what is hard now
-                state = open_round(prepared, state, cycle, record, watch)
-                clock.lap("score_s")
+                state, cost = open_round(prepared, state, cycle, gauge, record, watch)
+            ids, asked = ask_ahead(prepared, state, cycle, gauge)
+            clock.lap("score_s")
             rows, state = plan(prepared, state, cycle)
             clock.lap("plan_s")
-            done = yield Work(prepared=prepared, state=state, cycle=cycle, rows=rows)
+            done = yield Work(prepared=prepared, state=state, cycle=cycle, rows=rows, asked=asked)
             clock.charge("steps_s", done.seconds)
+            clock.charge("score_s", done.waited_s)
+            if asked is not None:
+                state, cost = keep_ahead(prepared, state, cycle, ids, asked, cost)
             report = functools.reduce(Report.__add__, done.seen)
             state = observe(prepared, state, done.learner, report)
             record_order(record, cycle, rows, report)
@@ -183,7 +204,7 @@ def loop(
             if cycle.saves:
                 save(prepared, state, store, scores)
             clock.lap("save_s")
-            timing = rates(prepared, metrics, clock.laps, done.together)
+            timing = rates(prepared, metrics, clock.laps, cost, done.together)
             record.timing(cycle.last, timing)
             watch.recorded(cycle, metrics, timing)
     return state
@@ -237,25 +258,23 @@ def begin(prepared: Prepared, store: Store, frozen: Tree | None = None) -> tuple
 
 
 def open_round(
-    prepared: Prepared, state: State, cycle: Cycle, record: AnyRecord, watch: Watch
-) -> State:
+    prepared: Prepared,
+    state: State,
+    cycle: Cycle,
+    gauge: Gauge,
+    record: AnyRecord,
+    watch: Watch,
+) -> tuple[State, Cost]:
     """Score what the curriculum wants scored, select the round, and reset what it resets."""
     experiment, curriculum = prepared.experiment, prepared.experiment.curriculum
-    held, order = state.curriculum, experiment.seed_of("order")
+    held, order, cost = state.curriculum, experiment.seed_of("order"), Cost()
     ids = curriculum.ids_to_score(held, cycle.round, order)
+    ids = ids[held.ahead_step_X[ids] == NEVER]
     if len(ids):
-        signals, flops = score_terms(
-            prepared.terms,
-            curriculum.measurements(held),
-            experiment.tuning.join(state.learner.trainable, state.frozen),
-            ids,
-            round_=cycle.round,
-            key=jax.random.key(experiment.seed_of("scoring")),
-            place=prepared.place,
-            rows_per_batch=experiment.compute.scoring_rows,
-            watch=watch.scoring,
-        )
-        held = curriculum.rescore(held, ids, signals, cycle.round, flops)
+        asked = ask(prepared, state, ids, cycle.round, gauge, IN_FLIGHT, watch.scoring)
+        signals, cost = asked.finish()
+        held = curriculum.rescore(held, ids, signals, cycle.round, cost.flops, step=cycle.first)
+    held = take_ahead(curriculum, held, cycle.round)
     held = curriculum.open_round(held, cycle.round, order)
     record.round(
         cycle.round,
@@ -263,6 +282,7 @@ def open_round(
         score_X=held.score_X,
         signal_YX=held.signal_YX,
         scored_round_X=held.scored_round_X,
+        scored_step_X=held.scored_step_X,
         times_used_X=held.times_used_X,
         share_G=held.share_G,
         memory=held.memory,
@@ -271,7 +291,77 @@ def open_round(
     learner = state.learner
     if curriculum.reset_optimizer_each_round and cycle.round > 0:
         learner = reset_optimizer(prepared, learner)
-    return State(learner=learner, frozen=state.frozen, curriculum=held)
+    return State(learner=learner, frozen=state.frozen, curriculum=held), cost
+
+
+def ask(
+    prepared: Prepared,
+    state: State,
+    ids: np.ndarray,
+    round_: int,
+    gauge: Gauge,
+    in_flight: int | None,
+    watch: Callable[[int, int], None] | None = None,
+) -> AskedTerms:
+    """Ask the model about some examples, on the weights that it has now."""
+    experiment, begun = prepared.experiment, time.perf_counter()
+    params = prepared.scoring_params(state)
+    moved = Cost()
+    if prepared.scoring_model.place != prepared.place:
+        jax.block_until_ready(params)
+        moved_s = time.perf_counter() - begun
+        moved = Cost(seconds=moved_s, reshard_s=moved_s)
+    return ask_terms(
+        prepared.terms,
+        experiment.curriculum.measurements(state.curriculum),
+        params,
+        ids,
+        round_=round_,
+        key=jax.random.key(experiment.seed_of("scoring")),
+        place=prepared.scoring_model.place,
+        rows_per_batch=experiment.compute.scoring_rows,
+        gauge=gauge,
+        in_flight=in_flight,
+        watch=watch,
+        paid=moved,
+    )
+
+
+def ask_ahead(
+    prepared: Prepared, state: State, cycle: Cycle, gauge: Gauge
+) -> tuple[np.ndarray, AskedTerms | None]:
+    """Queue what the next round wants to know by the end of a cycle: (ids, what was asked).
+
+    The devices are at it while the host plans the cycle and queues its steps behind.
+    """
+    experiment, shards = prepared.experiment, prepared.scoring_model.place.num_row_shards
+    ids = ids_ahead(
+        experiment.curriculum,
+        state.curriculum,
+        cycle.last - cycle.round_first,
+        cycle.round_last - cycle.round_first,
+        -(-experiment.compute.scoring_rows // shards) * shards,
+        experiment.seed_of("order"),
+    )
+    if not len(ids):
+        return ids, None
+    return ids, ask(prepared, state, ids, cycle.round + 1, gauge, in_flight=None)
+
+
+def keep_ahead(
+    prepared: Prepared,
+    state: State,
+    cycle: Cycle,
+    ids: np.ndarray,
+    asked: AskedTerms,
+    cost: Cost,
+) -> tuple[State, Cost]:
+    """Take in what was asked before a cycle's steps: (state, the cycle's cost of scoring)."""
+    signals, more = asked.finish()
+    held = note_ahead(
+        prepared.experiment.curriculum, state.curriculum, ids, signals, cycle.first, more.flops
+    )
+    return dataclasses.replace(state, curriculum=held), cost + more
 
 
 def reset_optimizer(prepared: Prepared, learner: Learner) -> Learner:
@@ -318,13 +408,16 @@ def run_steps(work: Work, profile: tuple[int, int] | None, workdir: Path) -> Don
     step = compile_step(prepared.model, prepared.place, structure_of(learner))
     fixed = prepared.place.put_everywhere(fixed_for(work))
     seen: list[Report] = []
+    waited_s = 0.0
     wait = functools.partial(jax.block_until_ready, seen)
     batches = profiled(stream(work), work.cycle.first, profile, workdir / "profile", wait)
     for batch in batches:
         learner, report = step(learner, work.state.frozen, batch, *fixed)
         seen.append(report)
+        waited_s += work.wait_for_scores()  # they were queued before; a step is queued behind them
     seen = jax.device_get(seen)
-    return Done(learner=learner, seen=seen, seconds=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun - waited_s
+    return Done(learner=learner, seen=seen, seconds=seconds, waited_s=waited_s)
 
 
 def fixed_for(work: Work) -> tuple[Update, tuple[np.int32, np.int32], jax.Array]:
@@ -423,8 +516,10 @@ def evaluate_all(
     prepared: Prepared, state: State, record: AnyRecord, watch: Watch
 ) -> dict[str, float]:
     """Ask every evaluator; give `name/metric` -> value."""
-    params = prepared.experiment.tuning.join(state.learner.trainable, state.frozen)
     values: dict[str, float] = {}
+    if not prepared.experiment.evaluators:
+        return values
+    params = prepared.scoring_params(state)
     for evaluator in prepared.experiment.evaluators:
         progress = functools.partial(watch.evaluating, evaluator.name)
         evaluation = evaluate(
@@ -432,10 +527,10 @@ def evaluate_all(
             prepared.scoring_model,
             params,
             prepared.tokenizer,
-            prepared.place,
+            prepared.scoring_model.place,
             progress,
             stop_ids=prepared.stop_ids,
-            start=functools.partial(prepared.params, state.frozen),
+            start=functools.partial(prepared.scoring_start, state.frozen),
         )
         record.evaluation(int(state.learner.step), evaluation)
         values |= {f"{evaluator.name}/{k}": v.value for k, v in evaluation.metrics.items()}
@@ -461,12 +556,21 @@ def save(prepared: Prepared, state: State, store: Store, scores: Mapping[str, fl
 
 
 def rates(
-    prepared: Prepared, metrics: Mapping[str, Any], laps: Mapping[str, float], together: int
+    prepared: Prepared,
+    metrics: Mapping[str, Any],
+    laps: Mapping[str, float],
+    scoring: Cost,
+    together: int,
 ) -> dict[str, Any]:
-    """Give the cycle's seconds, tokens a second and, on accelerators, MFU."""
+    """Give the cycle's seconds, those of scoring by what they were for, tokens a second and, on
+    accelerators, MFU."""
     seconds = laps["steps_s"]
+    parts = {name: getattr(scoring, name) for name in ("prefill_s", "decode_s", "reshard_s")}
+    parts["host_s"] = laps["score_s"] - sum(parts.values())
     timing = {
         **laps,
+        **{f"score_{name}": part for name, part in parts.items()},
+        "scored_rows": scoring.rows,
         "wall_s": sum(laps.values()),
         "together": together,
         "devices": prepared.place.mesh.size,
@@ -489,6 +593,6 @@ class Stopwatch:
         self.charge(name, now - self._last)
 
     def charge(self, name: str, seconds: float) -> None:
-        """Charge so many seconds to `name`; the next lap begins now."""
-        self.laps[name] = seconds
+        """Charge so many seconds more to `name`; the next lap begins now."""
+        self.laps[name] = self.laps.get(name, 0.0) + seconds
         self._last = time.perf_counter()

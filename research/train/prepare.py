@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from research.core.layout import Placement
+from research.core.layout import Layout, Placement
 from research.core.parts import describe, vary
 from research.core.protocols import Tree
+from research.core.records import State
 from research.core.tree import flatten, unflatten
 from research.data.leakage import Leak
 from research.data.pool import Pool, open_pool
@@ -32,7 +33,7 @@ class Prepared:
 
     Attributes:
       experiment: as asked for, with the clock that its budget affords.
-      scoring_model: the model as it scores and is evaluated.
+      scoring_model: the model as it scores and is evaluated, where it does.
       weights: the resolved pretrained folder, or None for a fresh model.
       source: what the starting weights are, for checkpoints to compare.
       leaks: rows of the pool that say much of what an evaluator asks.
@@ -55,6 +56,19 @@ class Prepared:
     stop_ids: tuple[int, ...]
     step_flops: float
     peak_flops_per_s: float | None
+
+    def scoring_params(self, state: State) -> Tree:
+        """Give the weights that the model scores with: adapters joined, where scoring has them."""
+        held = self._moved((state.learner.trainable, state.frozen))
+        return self.experiment.tuning.join(*held)
+
+    def scoring_start(self, held: Tree) -> Tree:
+        """Give the starting weights where scoring has them; `held` as in `params`."""
+        return self._moved(self.params(held))
+
+    def _moved(self, tree: Tree) -> Tree:
+        place = self.scoring_model.place
+        return tree if place == self.place else jax.device_put(tree, place.weights(tree))
 
     def params(self, held: Tree | None = None) -> Tree:
         """Put the starting weights on the devices: read, or drawn from the initialisation seed.
@@ -96,6 +110,8 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
         match(open_folder(weights.folder), model)
     asks = bool(experiment.curriculum.measured or experiment.evaluators)
     scoring_model = model.for_scoring() if asks else model
+    if experiment.scoring_layout is not None:
+        scoring_model = elsewhere(scoring_model, experiment.scoring_layout)
     stops = stop_ids(
         None if weights is None else weights.folder,
         None if tokenizer is None else tokenizer.eos_id,
@@ -118,6 +134,22 @@ def prepare(experiment: Experiment, devices: Sequence[Any] | None = None) -> Pre
         step_flops=flops,
         peak_flops_per_s=peak_flops_per_s(place.mesh.devices.flat, experiment.compute.dtype),
     )
+
+
+def elsewhere(model: Transformer, layout: Layout) -> Transformer:
+    """Lay a model out in another way over the devices that it has.
+
+    Raises:
+      ValueError: the layout needs others, does not fit the model, or leaves a process without one.
+    """
+    devices = list(model.place.mesh.devices.flat)
+    try:
+        moved = dataclasses.replace(model, place=layout.on(devices))
+        refuse_idle_processes(moved.place, devices)
+        moved.require_place()
+    except ValueError as error:
+        raise ValueError(f"scoring_layout: {error}") from error
+    return moved
 
 
 def refuse_idle_processes(place: Placement, devices: Sequence[Any]) -> None:

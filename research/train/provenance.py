@@ -21,7 +21,8 @@ from research.data.pool import Pool
 from research.experiment import Experiment
 from research.train.prepare import Prepared
 
-MAY_DIFFER = ("experiment.clock", "experiment.layout")
+MAY_DIFFER = ("experiment.clock", "experiment.layout", "experiment.scoring_layout")
+LAYOUTS = ("layout", "scoring_layout")
 EXCERPT = 160  # characters
 MOST_TEXTS = 200_000  # examples: 70 MB of excerpts
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -35,7 +36,7 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
     """Claim a work directory: write what determines the run, or check that it is the same run.
 
     Returns:
-      What differs from the run that was begun here, a line each: only clock and layout may.
+      What differs from the run that was begun here, a line each: only clock and layouts may.
 
     Raises:
       OtherRunError: something else differs, or the folder is not a run's.
@@ -51,7 +52,7 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
                 f"{workdir} holds another experiment:\n  "
                 + "\n  ".join(refused)
                 + "\nGive another "
-                "--workdir, or the experiment as it was (clock and layout may differ)"
+                "--workdir, or the experiment as it was (clock and layouts may differ)"
             )
     write_atomically(file, json.dumps(described, indent=2) + "\n")
     if not (workdir / "pool.jsonl").exists():
@@ -172,7 +173,7 @@ def _read(file: Path) -> Any:
 
 def _asked(experiment: Experiment) -> dict[str, Any]:
     described = json.loads(json.dumps(describe(experiment)))
-    return {name: value for name, value in described.items() if name != "layout"}
+    return {name: value for name, value in described.items() if name not in LAYOUTS}
 
 
 def _version(name: str) -> str | None:

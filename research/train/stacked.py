@@ -115,8 +115,10 @@ def run_together(waiting: dict[int, Work]) -> Mapping[int, Done]:
     """
     if not waiting:
         return {}
-    begun, lanes = time.perf_counter(), sorted(waiting)
+    lanes = sorted(waiting)
     turn = {index: waiting.pop(index) for index in furthest_behind(waiting)}
+    waited_s = {index: work.wait_for_scores() for index, work in turn.items()}
+    begun = time.perf_counter()
     some = next(iter(turn.values()))
     works = [turn.get(lane, some) for lane in lanes]
     place, structure = some.prepared.place, structure_of(some.state.learner)
@@ -134,6 +136,7 @@ def run_together(waiting: dict[int, Work]) -> Mapping[int, Done]:
             learner=learners[lanes.index(index)],
             seen=[_lane(report, lanes.index(index)) for report in seen],
             seconds=share_s,
+            waited_s=waited_s[index],
             together=len(turn),
         )
         for index in turn

@@ -86,13 +86,24 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
         flops = {"flops": 3e9 * CYCLE, "scoring_flops": scoring}
         counts = {"tokens": 900, "examples": 24}
         record.metrics(end, {"round": round_, "loss_nats": loss, **counts, **flops})
-        record.timing(end, {"wall_s": 1.5})
+        opens = scored and step % 6 == 0
+        record.timing(end, {"wall_s": 1.5, **(SCORING if opens else {})})
         if end % 6 == 0:
             skill = (0.6 + gain) * (1 - np.exp(-end / 8)) + luck
             record.evaluation(end, evaluation_of(skill, rng))
         record.commit()
     record.close()
     return workdir
+
+
+SCORING = {
+    "score_s": 0.5,
+    "score_prefill_s": 0.1,
+    "score_decode_s": 0.3,
+    "score_reshard_s": 0.0,
+    "score_host_s": 0.1,
+    "scored_rows": 100,
+}
 
 
 def sweep(folder: Path) -> Path:
@@ -186,6 +197,15 @@ def test_what_arms_cost_is_added_up_over_all_runs_and_devices(runs, reported):
     assert found.flops == 3e9 * (24 + 24 + 12)
     assert re.search(r"uniform 3 30 s 60 s", text)
     assert re.search(r"all 10 ", text)
+
+
+def test_scoring_is_split_by_what_it_was_for(reported):
+    text = reported[1]
+    assert re.search(r"What scoring the pool took\.", text)
+    openings = 3 * STEPS // 6
+    rows, seconds = 100 * openings, 2 * 0.5 * openings  # on 2 devices
+    assert re.search(rf"edco {rows / 1e3:.3g} k {seconds:.3g} s 0\.01 s 20 % 60 % \S 20 %", text)
+    assert not re.search(r"uniform \d+ \S+ s 0\.01 s", text)
 
 
 def test_folds_are_compared_fold_by_fold(tmp_path):

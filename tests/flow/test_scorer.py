@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from research.curriculum.estimators.length import Length
 from research.curriculum.estimators.prefix_entropy import PrefixEntropy
 from research.curriculum.estimators.teacher_forced_entropy import TeacherForcedEntropy
 from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
+from research.data.batches import single_rows
 from research.data.pool import Data, open_pool
 from research.data.sources import Jsonl
 from research.data.tokenizer import open_tokenizer
@@ -26,9 +28,18 @@ from research.huggingface.folder import load, open_folder
 from research.models.compute import Compute
 from research.models.flops import attention_flops, kernel_parameters
 from research.models.transformer import Transformer
-from research.score.pool import ScoringError, as_it_decodes, batches_of, score_pool
+from research.plan.collectives import collectives
+from research.plan.hlo import read
+from research.score.pool import (
+    ScoringError,
+    as_it_decodes,
+    batches_of,
+    score_batch,
+    score_pool,
+)
 from research.score.rows import score_rows
 from research.score.views import render_views, scoring_flops
+from research.train.prepare import elsewhere
 from research.tuning.lora import Lora
 
 FOLDER = Path(__file__).parents[2] / "experiments/assets/stories260k"
@@ -40,6 +51,8 @@ ENTROPY = PrefixEntropy(prefix_tokens=PREFIX)
 NOISE_NATS = 2e-5  # float32 sums of other shapes; measured 2e-6. Scores are ranked to 1e-4
 GOLDEN_NATS = 1e-4  # our logits against those of another library
 
+TURNS = 1000  # of a loop that ends by its data, so that what it holds is told from the rest
+ANY_ROW_BYTES = 16  # whether any row goes on is asked of all devices
 PROMPTS = [
     "Once upon a time",
     "Lily and Tom went to the park. They saw a big",
@@ -296,6 +309,43 @@ def test_rows_for_people_describe_the_example_whatever_the_estimator(params, poo
     answer = [int(example.trained.sum()) for example in pool.examples]
     assert [row["num_scored"] for row in rows] == answer
     assert set(rows[0]) == {"id", "num_tokens", "num_scored", "score_nats"}
+
+
+def test_weights_laid_out_for_scoring_are_not_gathered_for_every_token(pool, alone, monkeypatch):
+    split = model_on(EIGHT)
+    whole = elsewhere(split, layouts.data())
+    held = params_on(EIGHT)
+    moved = jax.device_put(held, whole.place.weights(held))
+    views, ids = render_views(ENTROPY, pool), np.arange(len(pool))
+    scored = score_pool(
+        ENTROPY, whole, moved, views, ids, round_=0, key=KEY, place=whole.place, stop_ids=(1, 2),
+        rows_per_batch=3,
+    )  # fmt: skip
+    np.testing.assert_allclose(scored.score_N, alone.score_N, atol=NOISE_NATS)
+    # As on a TPU or GPU, where layers are scanned; a CPU gathers all weights once a batch.
+    monkeypatch.setattr(Transformer, "unrolls_decoding", False)
+    assert sent_a_token(whole, moved, views) <= ANY_ROW_BYTES
+    layers = sum(leaf.nbytes for leaf in jax.tree.leaves(held["layers"]))
+    assert sent_a_token(split, held, views) > layers / 2
+
+
+def sent_a_token(model, params, views) -> float:
+    """Add up what a device sends in a turn of the loop that generates."""
+    build = functools.partial(single_rows, views.examples[0], list(range(len(PROMPTS))), 32)
+    batch = model.place.put_rows(8, build)
+    lowered = score_batch.lower(
+        ENTROPY, model, model.place, (1, 2, 3), params, (batch,), KEY, np.int32(0)
+    )
+    program = read(lowered.compile().as_text(), {"while": TURNS})
+    found = collectives(program, model.place.mesh.shape)
+    return sum(one.step_bytes for one in found if one.runs >= TURNS) / TURNS
+
+
+def test_a_layout_for_scoring_that_cannot_be_is_refused(pool):
+    with pytest.raises(ValueError, match=r"scoring_layout: .*'data': 3.* does not fit 1 devices"):
+        elsewhere(model_on(ONE), layouts.data(3))
+    with pytest.raises(ValueError, match=r"scoring_layout: .*axis . has size"):
+        elsewhere(model_on(EIGHT), layouts.fsdp_tensor(8))
 
 
 def test_entropy_of_the_whole_pool_is_the_same_on_eight_devices(params, numbers):

@@ -32,7 +32,7 @@ from research.models.flops import forward_flops, training_flops
 from research.models.transformer import Transformer
 from research.objectives.cross_entropy import CrossEntropy
 from research.objectives.selective import Selective
-from research.score.pool import score_pool
+from research.score.pool import Gauge, score_pool
 from research.score.terms import open_terms, score_terms
 from research.score.views import render_views, scoring_flops
 from research.train.budget import step_flops
@@ -77,7 +77,7 @@ def measured(estimator, pool, params, before=None, round_=0):
     terms = open_terms(curriculum, pool, MODEL, ())
     ids = np.arange(len(pool))
     shape = (len(terms), len(pool))
-    return score_terms(
+    signals, cost = score_terms(
         terms,
         np.full(shape, np.nan, np.float32) if before is None else before,
         params,
@@ -86,7 +86,9 @@ def measured(estimator, pool, params, before=None, round_=0):
         key=KEY,
         place=PLACE,
         rows_per_batch=3,
+        gauge=Gauge(),
     )
+    return signals, cost.flops
 
 
 def test_a_model_that_scores_by_its_own_weights_scores_the_same_bits(params, tmp_path):

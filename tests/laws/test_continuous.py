@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 from configs import layouts
@@ -90,6 +91,18 @@ def test_a_shared_prefix_is_read_once_and_changes_nothing(rows):
     given = batch(before=tuple(COMMON))
     model = with_decoding(rows=rows, admitted=1 if rows is None else 2, shared_tokens=len(COMMON))
     assert_same(run(given, stop_ids=STOPS, model=model), run(given, stop_ids=STOPS))
+
+
+@pytest.mark.parametrize("rows", [None, 4])
+def test_a_prompt_without_an_id_is_read_and_not_continued(rows):
+    given = batch()
+    nameless = np.arange(len(LENGTHS)) % 3 == 0
+    mixed = dataclasses.replace(given, ids_BZ=np.where(nameless[:, None], -1, given.ids_BZ))
+    model = with_decoding(rows=rows, admitted=1 if rows is None else 2)
+    got, want = run(mixed, stop_ids=STOPS, model=model), one_after_the_other()
+    assert (got.lengths_B[nameless] == 0).all()
+    np.testing.assert_array_equal(got.tokens_BN[~nameless], want.tokens_BN[~nameless])
+    np.testing.assert_array_equal(got.lengths_B[~nameless], want.lengths_B[~nameless])
 
 
 def test_settings_that_cannot_be_met_are_errors():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from configs import curricula
 from research.core.parts import describe, rebuild
+from research.curriculum.ahead import ids_ahead, note_ahead, take_ahead
 from research.curriculum.budget import EqualCompute, EqualSteps
 from research.curriculum.curriculum import Curriculum
 from research.curriculum.estimators.free import Free
@@ -74,6 +75,43 @@ def opened(curriculum, rounds=1, size=SIZE, seed=0, per_round=0):
         if per_round:
             _, state = curriculum.plan(state, per_round, seed)
     return state
+
+
+@given(size=st.integers(2, 40), cycles=st.integers(1, 6), rows=st.integers(1, 7))
+def test_each_example_is_measured_once_ahead_whatever_the_cycles_and_whoever_stops(
+    size, cycles, rows
+):
+    curriculum = curricula.edco(rounds=2, fraction=0.5, rescore_fraction=0.7, score_ahead=True)
+    state = opened(curriculum, size=size)
+    assert not len(ids_ahead(curricula.edco(rounds=2), state, 1, 1, rows, 0))
+    wanted, seen = curriculum.ids_to_score(state, 1, 0), []
+    for cycle in range(cycles):
+        ids = ids_ahead(curriculum, state, cycle + 1, cycles, rows, 0)
+        assert len(ids) % rows == 0 or cycle == cycles - 1
+        seen.append(ids)
+        before = state
+        state = note_ahead(curriculum, state, ids, ids / 4, step=cycle, flops=3.0 * len(ids))
+        state = from_arrays(state.arrays())  # a checkpoint between any two cycles
+        assert not len(ids_ahead(curriculum, state, cycle + 1, cycles, rows, 0))
+        np.testing.assert_array_equal(state.score_X, before.score_X)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), wanted)
+    taken = take_ahead(curriculum, state, 1)
+    np.testing.assert_array_equal(taken.score_X[wanted], wanted / 4)
+    for cycle, ids in enumerate(seen):
+        assert (taken.scored_step_X[ids] == cycle).all()
+    assert (taken.scored_round_X[wanted] == 1).all()
+    assert taken.scored_rows == size + len(wanted)
+    assert taken.scoring_flops == 5.0 * size + 3.0 * len(wanted)
+    assert same(take_ahead(curriculum, taken, 1), taken)
+    last = curriculum.open_round(taken, 1, 0)
+    assert not len(ids_ahead(curriculum, last, 1, 1, rows, 0))
+
+
+def test_scores_ahead_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="score_ahead=True takes no effect with rounds=1"):
+        curricula.edco(rounds=1, reset_optimizer_each_round=False, score_ahead=True)
+    with pytest.raises(ValueError, match="no later round scores anything"):
+        curricula.static_edco(score_ahead=True)
 
 
 def same(a, b):
