@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from research.checkpoint import write_atomically
-from research.core.parts import describe, differences
+from research.core.parts import describe, differences, rebuild
 from research.data.pool import Pool
 from research.experiment import Experiment
 from research.train.prepare import Prepared
@@ -45,7 +45,7 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
     described = describe_run(prepared)
     file, changed = workdir / "experiment.json", []
     if file.exists():
-        changed = differences(_read(file), described)
+        changed = differences(completed(_read(file)), described)
         refused = [line for line in changed if not line.startswith(MAY_DIFFER)]
         if refused:
             raise OtherRunError(
@@ -62,6 +62,14 @@ def open_workdir(prepared: Prepared, workdir: Path, command: list[str]) -> list[
     starts = json.loads(log.read_text()) if log.exists() else []
     write_atomically(log, json.dumps([*starts, describe_start(command)], indent=2) + "\n")
     return changed
+
+
+def completed(described: dict[str, Any]) -> dict[str, Any]:
+    """Give what an earlier version wrote, with the default of every field that it did not have."""
+    try:
+        return json.loads(json.dumps(describe(rebuild(described))))
+    except ValueError:  # a part or a field that is no more: the comparison names it
+        return described
 
 
 def describe_run(prepared: Prepared) -> dict[str, Any]:

@@ -304,6 +304,21 @@ def test_a_work_directory_belongs_to_one_experiment(tmp_path):
         open_workdir(other, tmp_path / "run", ["maktab"])
 
 
+def test_a_field_that_an_earlier_version_did_not_have_is_its_default(tmp_path):
+    prepared, workdir = prepare(tiny_run(tmp_path)), tmp_path / "run"
+    open_workdir(prepared, workdir, ["maktab"])
+    file = workdir / "experiment.json"
+    written = json.loads(file.read_text())
+    del written["experiment"]["seed"]
+    file.write_text(json.dumps(written))
+    assert open_workdir(prepared, workdir, ["maktab"]) == []
+    file.write_text(json.dumps(written))
+    other = prepare(vary(prepared.experiment, {"seed": 1}))
+    with pytest.raises(OtherRunError, match="experiment.seed: 0 -> 1"):
+        open_workdir(other, workdir, ["maktab"])
+
+
+
 def test_a_schedule_may_span_the_round(tmp_path):
     rates = {}
     for spans in (False, True):
