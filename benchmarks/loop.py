@@ -3,7 +3,9 @@
     python -m benchmarks.loop --out benchmarks/results/loop-cpu.json
 
 The loop is that of `maktab train`, with data, records and checkpoints of a real run; the step is a
-stub that waits 100 ms in a callback of its program, so that idle time can be told from work.
+stub that waits 100 ms in a callback of its program, so that idle time can be told from work. Some
+of that idle time is the stub's own, to enter and leave its callback: the same program called back
+to back, with everything at hand, says how much.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Stub:
     def __init__(self) -> None:
         self.spans: list[tuple[float, float]] = []
         self._program: Any = None
+        self._last: Any = None
 
     def compile(self, model: Any, place: Any, structure: Any) -> Any:
         """Stand in for `compile_step`."""
@@ -73,7 +76,18 @@ class Stub:
             self._program = jax.jit(
                 lambda learner, batch: self._step(shapes, learner, batch), donate_argnums=0
             )
-        return self._program(learner, batch)
+        learner, report = self._program(learner, batch)
+        self._last = learner, batch
+        return learner, report
+
+    def alone(self, count: int) -> list[float]:
+        """Call the program again and again, with no loop around it; give the gaps between."""
+        self.spans.clear()
+        learner, batch = self._last
+        for _ in range(count):
+            learner, _ = self._program(learner, batch)
+        jax.block_until_ready(learner)
+        return gaps_of(self.spans)
 
     def _step(self, shapes: Any, learner: Any, batch: Any) -> Any:
         waited = jax.pure_callback(
@@ -91,6 +105,11 @@ class Stub:
         time.sleep(STEP_S)
         self.spans.append((begun, time.perf_counter()))
         return np.float32(1)
+
+
+def gaps_of(spans: list[tuple[float, float]]) -> list[float]:
+    """Give the seconds between the end of each step and the beginning of the next."""
+    return [later[0] - earlier[1] for earlier, later in itertools.pairwise(spans)]
 
 
 def experiment(folder: Path, steps: int, save_every: int) -> Experiment:
@@ -114,13 +133,13 @@ def experiment(folder: Path, steps: int, save_every: int) -> Experiment:
     )
 
 
-def run(made: Prepared, workdir: Path) -> tuple[list[tuple[float, float]], list[dict[str, float]]]:
-    """Train with the stub; give when each step began and ended, and the laps of each cycle."""
+def run(made: Prepared, workdir: Path) -> tuple[Stub, list[dict[str, float]]]:
+    """Train with the stub; give it, with when each step began and ended, and each cycle's laps."""
     stub = Stub()
     with mock.patch.object(loop, "compile_step", stub.compile):
         loop.train(made, workdir, Nobody())
     lines = (workdir / "timing.jsonl").read_text().splitlines()
-    return stub.spans, [json.loads(line) for line in lines]
+    return stub, [json.loads(line) for line in lines]
 
 
 def state_bytes(made: Prepared) -> int:
@@ -167,15 +186,17 @@ def measure(steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = prepare(experiment(folder, steps, save_every=CYCLE))
-        spans, timing = run(made, folder / "run")
-        gaps = [later[0] - earlier[1] for earlier, later in itertools.pairwise(spans)]
-        inside = [gap for index, gap in enumerate(gaps, start=1) if index % CYCLE]
+        stub, timing = run(made, folder / "run")
+        inside = [gap for i, gap in enumerate(gaps_of(stub.spans), start=1) if i % CYCLE]
+        alone = stub.alone(steps)
+        added_s = statistics.median(inside) - statistics.median(alone)
         stalls = [line["save_s"] for line in timing]
         record = {
             "step_s": STEP_S,
             "state_bytes": state_bytes(made),
             "idle_inside_a_cycle_s": summarise(inside),
-            "idle_fraction_inside_a_cycle": statistics.median(inside) / STEP_S,
+            "idle_of_the_stub_alone_s": summarise(alone),
+            "idle_fraction_added_by_the_loop": added_s / STEP_S,
             "laps_of_cycles": timing,
             "save_stall_s": stalls,
             "save_stall_fraction_at_one_a_minute": statistics.median(stalls) / 60,
