@@ -314,7 +314,7 @@ def test_a_field_that_an_earlier_version_did_not_have_is_its_default(tmp_path):
     assert open_workdir(prepared, workdir, ["maktab"]) == []
     file.write_text(json.dumps(written))
     other = prepare(vary(prepared.experiment, {"seed": 1}))
-    with pytest.raises(OtherRunError, match="experiment.seed: 0 -> 1"):
+    with pytest.raises(OtherRunError, match=r"experiment\.seed: 0 -> 1"):
         open_workdir(other, workdir, ["maktab"])
 
 
