@@ -52,7 +52,7 @@ reproduce-quickstart: $(VENV)/run  ## the long version: 400 steps, 5 seeds
 	$(RUN)/maktab report $(LONG) --control random --out $(LONG)/report
 
 test: $(VENV)/dev  ## the default tests, without torch unless it is installed
-	$(RUN)/python -m pytest -n $(WORKERS)
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/parity  ## minutes: kills at random moments, larger checkpoints
 	$(RUN)/python -m pytest -m slow --ignore tests/aot

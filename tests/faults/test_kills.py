@@ -24,6 +24,7 @@ from tests.flow.runs import Silent, tiny_run
 
 pytestmark = pytest.mark.timeout(1800)
 
+KILLS = 20
 RECORDED = ("metrics.jsonl", "order.jsonl", "losses.jsonl", "evaluations.jsonl")
 RUN = """
 import sys
@@ -89,19 +90,18 @@ def whole(tmp_path_factory) -> Path:
     return folder / "whole"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(whole, kills):
-    folder, chance, done = whole.parent, random.Random(kills), 0
-    shutil.rmtree(folder / "killed", ignore_errors=True)
-    for _ in range(20 + 3 * kills):  # a run may end before it is killed; most do not
-        more = chance.uniform(0.0, size(whole) / kills)
+@pytest.mark.slow  # at one moment, which is an event, by default: tests/flow/test_kill.py
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(whole):
+    folder, chance, done = whole.parent, random.Random(KILLS), 0
+    for _ in range(4 * KILLS):  # a run may end before it is killed; most do not
+        more = chance.uniform(0.0, size(whole) / KILLS)
         if killed_at(folder, int(size(folder / "killed") + more), chance.choice([0.0, 0.2, 0.6])):
             done += 1
         else:
             shutil.rmtree(folder / "killed")  # it came to its end: begin again
-        if done == kills:
+        if done == KILLS:
             break
-    assert done == kills
+    assert done == KILLS
     process = started(folder, "killed")
     assert process.wait() == 0, process.stderr.read().decode()
     rounds = sorted(file.name for file in (whole / "rounds").iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -19,10 +21,17 @@ LIMIT_S = 600.0  # ends a hang; four processes on a busy machine take minutes to
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 
+# Below the ports that systems give out by themselves, so that no connection takes one between the
+# asking and the use; pytest's workers count from places of their own.
+PORTS = itertools.count(20_000 + os.getpid() % 600 * 20)
+
+
 def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Give a port that nobody listens on, another each time."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("ports never end")
 
 
 def until(true: Callable[[], object], what: str, limit_s: float = LIMIT_S) -> None:

@@ -52,7 +52,9 @@ def test_rows_end_at_all_lengths_so_that_these_tests_mean_something():
     assert set(lengths) >= {0, 1, 2, N}
 
 
-@pytest.mark.parametrize(("rows", "admitted"), [(1, 1), (5, 3), (12, 12)])
+@pytest.mark.parametrize(
+    ("rows", "admitted"), [(1, 1), (5, 3), pytest.param(12, 12, marks=pytest.mark.slow)]
+)
 def test_rows_in_flight_change_nothing(rows, admitted):
     model = with_decoding(rows=rows, admitted=admitted)
     assert_same(run(batch(), stop_ids=STOPS, model=model), one_after_the_other())

@@ -29,7 +29,7 @@ print(int(statistics.median(faults[{SETTLING}:])))
 
 def page_faults_of_a_step(malloc: str) -> int:
     command = [sys.executable, "-c", PROGRAM, malloc]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     return int(run.stdout.split()[-1])
 
 

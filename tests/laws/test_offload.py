@@ -142,7 +142,7 @@ def test_a_state_on_the_host_is_saved_restored_and_reset_there(tmp_path):
 @pytest.mark.parametrize(
     "remat",
     [
-        pytest.param(name, marks=[] if name in ("full", "offload") else [pytest.mark.slow])
+        pytest.param(name, marks=[] if name == "offload" else [pytest.mark.slow])
         for name in REMAT_POLICIES
         if name != "none"
     ],

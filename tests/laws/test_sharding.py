@@ -64,8 +64,8 @@ LAYOUTS = {
 EVERY = [(layout, tuning, model) for layout in LAYOUTS for tuning in TUNINGS for model in MODELS]
 SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]  # compiling is slow on a busy machine
 FEW = {
-    ("fsdp_tensor_context", "full", "dense"),
-    ("expert_tensor", "lora", "moe"),
+    ("fsdp_tensor_context", "lora", "dense"),
+    ("expert_tensor", "full", "moe"),
 }
 
 
