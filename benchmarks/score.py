@@ -1,11 +1,12 @@
-"""Time prefix-entropy scoring against transformers `generate` that keeps the entropy of each step.
+"""Time scoring by prefix entropy: in batches, one by one, by whole answers, and by transformers.
 
     python -m benchmarks.score --out benchmarks/results/score-cpu.json
 
-Ours is the estimator as the scorer runs it. Theirs computes the entropy in a logits processor while
-it generates, so that it keeps one number a step, as we do; or keeps all logits (`output_logits`).
-Both sides are timed at several batches first and race at their own best one. Batch 1 is how the
-authors' released code scores; it is timed on a few prompts and extrapolated.
+Ours is `score_pool` as a round runs it. Theirs is `generate`, which computes the entropy in a
+logits processor while it generates, so that it keeps one number a step, as we do; or keeps all
+logits (`output_logits`). Both sides are timed at several batches first and race at their own best
+one. One by one is how the authors' released code scores; it is timed on a few prompts and
+extrapolated, and so are whole answers, of which the prefix is a part.
 """
 
 from __future__ import annotations
@@ -20,32 +21,56 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.reference import open_ours, open_theirs, prompt_batch, prompt_ids, write_folder
+from benchmarks.reference import open_ours, open_theirs, prompt_ids, write_folder
 from benchmarks.turns import Run, race, spread, summarise, write
 
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 512, 128, 64
-SINGLE_PROMPTS = 8  # timed one by one, extrapolated to PROMPTS
+PROMPT_TOKENS, PREFIX_TOKENS, ANSWER_TOKENS = 128, 64, 512
 BATCHES = (8, 16, 32, 64, 128)
 NEAR_NATS = 1e-4  # mean over 64 steps; a greedy path that jumps at a near tie differs by more
 
 
-def build_ours(folder: Path, rows: int, prompts: int) -> Run:
-    """Give maktab's prefix entropy, greedy and full-vocabulary."""
+def views_of(ids_BT: np.ndarray) -> Any:
+    """Show prompts of token ids to the scorer."""
+    from research.data.examples import Example
+    from research.score.views import Views
+
+    untrained = np.zeros(ids_BT.shape[1], bool)
+    examples = tuple(
+        Example(id=str(x), tokens=tokens, trained=untrained, row={}, where="", group=0)
+        for x, tokens in enumerate(ids_BT)
+    )
+    return Views(examples=(examples,), counts=np.full((1, len(ids_BT)), ids_BT.shape[1]))
+
+
+def build_ours(folder: Path, rows: int, prompts: int, new_tokens: int = PREFIX_TOKENS) -> Run:
+    """Give maktab's prefix entropy, greedy and full-vocabulary: (scores, what they took)."""
     import jax
 
     from research.curriculum.estimators.prefix_entropy import PrefixEntropy
+    from research.score.pool import Gauge, score_pool
 
     model, params = open_ours(folder)
-    ids_BT = prompt_ids(PROMPTS, PROMPT_TOKENS)[:prompts]
-    estimator = PrefixEntropy(prefix_tokens=NEW_TOKENS)
-    key_B = jax.random.split(jax.random.key(0), rows)
-    score = jax.jit(lambda params, batch: estimator.score(model, params, (batch,), key_B, ()))
+    views = views_of(prompt_ids(prompts, PROMPT_TOKENS))
+    score = functools.partial(
+        score_pool,
+        PrefixEntropy(prefix_tokens=new_tokens),
+        model,
+        params,
+        views,
+        range(prompts),
+        round_=0,
+        key=jax.random.key(0),
+        place=model.place,
+        rows_per_batch=rows,
+        gauge=Gauge(),
+    )
+    score()  # compiles, and measures what reading takes
 
-    def run() -> np.ndarray:
-        starts = range(0, prompts, rows)
-        return np.concatenate(
-            [score(params, prompt_batch(ids_BT[start : start + rows])) for start in starts]
-        )
+    def run() -> tuple[np.ndarray, dict[str, float]]:
+        scored = score()
+        cost = scored.cost
+        parts = ("seconds", "prefill_s", "decode_s", "reshard_s", "host_s")
+        return scored.score_N, {name: getattr(cost, name) for name in parts}
 
     return run
 
@@ -55,7 +80,7 @@ def build_theirs(folder: Path, rows: int, prompts: int, keep_logits: bool = Fals
     import torch
 
     model = open_theirs(folder)
-    ids_BT = torch.from_numpy(prompt_ids(PROMPTS, PROMPT_TOKENS)[:prompts]).long()
+    ids_BT = torch.from_numpy(prompt_ids(prompts, PROMPT_TOKENS)).long()
 
     def entropy(logits_BV: torch.Tensor) -> torch.Tensor:
         log_p = torch.log_softmax(logits_BV.float(), dim=-1)
@@ -78,17 +103,19 @@ def build_theirs(folder: Path, rows: int, prompts: int, keep_logits: bool = Fals
             ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             do_sample=False,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=PREFIX_TOKENS,
+            max_new_tokens=PREFIX_TOKENS,
             pad_token_id=0,
             **settings,
         )
         steps = [entropy(logits_BV) for logits_BV in made.logits] if keep_logits else kept
         return torch.stack(steps, dim=1).mean(dim=1).numpy()
 
-    return lambda: np.concatenate(
-        [score(ids_BT[start : start + rows]) for start in range(0, prompts, rows)]
-    )
+    def run() -> tuple[np.ndarray, None]:
+        starts = range(0, prompts, rows)
+        return np.concatenate([score(ids_BT[start : start + rows]) for start in starts]), None
+
+    return run
 
 
 def best_batch(build: Any, folder: Path) -> tuple[int, dict[int, float]]:
@@ -102,61 +129,86 @@ def best_batch(build: Any, folder: Path) -> tuple[int, dict[int, float]]:
 def main(
     out: Annotated[Path | None, typer.Option(help="Where the JSON record goes.")] = None,
     rounds: Annotated[int, typer.Option(help="Turns of each contestant.")] = 5,
+    prompts: Annotated[int, typer.Option(help="Of 128 tokens; for a prefix in batches.")] = 512,
+    few: Annotated[int, typer.Option(help="Prompts one by one, or to their answers' ends.")] = 16,
 ) -> None:
-    """Time 512 prompts of 128 tokens, 64 new tokens each; print a table, write a record."""
+    """Time 64 new tokens for each prompt of 128; print a table, write a record."""
     with tempfile.TemporaryDirectory() as parent:
         folder = write_folder(Path(parent) / "model")
         ours, our_cost = best_batch(build_ours, folder)
         theirs, their_cost = best_batch(build_theirs, folder)
-        names = {
-            f"maktab, batch {ours}": (build_ours, ours, PROMPTS),
-            f"transformers, batch {theirs}": (build_theirs, theirs, PROMPTS),
-            f"transformers, batch {theirs}, output_logits": (
-                functools.partial(build_theirs, keep_logits=True),
-                theirs,
-                PROMPTS,
-            ),
-            "transformers, batch 1": (build_theirs, 1, SINGLE_PROMPTS),
+        whole = functools.partial(build_ours, new_tokens=ANSWER_TOKENS)
+        keeping = functools.partial(build_theirs, keep_logits=True)
+        contestants = {
+            f"maktab, batch {ours}": (build_ours, ours, prompts),
+            "maktab, one by one": (build_ours, 1, few),
+            f"maktab, batch {ours}, {ANSWER_TOKENS} tokens": (whole, ours, max(few, ours)),
+            f"transformers, batch {theirs}": (build_theirs, theirs, prompts),
+            f"transformers, batch {theirs}, output_logits": (keeping, theirs, prompts),
+            "transformers, one by one": (build_theirs, 1, few),
         }
         builds = {
-            name: functools.partial(build, folder, rows, prompts)
-            for name, (build, rows, prompts) in names.items()
+            name: functools.partial(build, folder, rows, count)
+            for name, (build, rows, count) in contestants.items()
         }
         seen = race(builds, rounds, runs=1)
+    Console(width=150).print(judged(seen, prompts))
+    if out is not None:
+        shape = {
+            "prompts": prompts,
+            "prompt_tokens": PROMPT_TOKENS,
+            "new_tokens": PREFIX_TOKENS,
+            "answer_tokens": ANSWER_TOKENS,
+        }
+        batches = {"maktab": our_cost, "transformers": their_cost}
+        record = {"shape": shape, "wall_ms_a_prompt_by_batch": batches, "contestants": seen}
+        write(out, record)
+
+
+def judged(seen: dict[str, Any], prompts: int) -> Table:
+    """Compare every contestant with the first; what it took is that of `prompts`."""
     first = next(iter(seen))
-    scores = seen[first]["result"]
-    table = Table(title=f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens, {NEW_TOKENS} new: seconds")
-    for column in ("", "wall", "cpu", "prompts/s", "x slower (wall)", "(cpu)", "equal", "peak GB"):
+    scores = seen[first]["result"][0]
+    table = Table(
+        title=f"{prompts} prompts of {PROMPT_TOKENS} tokens, {PREFIX_TOKENS} new: seconds"
+    )
+    heads = (
+        "",
+        "wall",
+        "cpu",
+        "prompts/s",
+        "x slower (wall)",
+        "(cpu)",
+        "equal",
+        "prefill",
+        "decode",
+    )
+    for column in (*heads, "host"):
         table.add_column(column, justify="right" if column else "left")
     for name, row in seen.items():
-        result = row.pop("result")
-        row["prompts_timed"] = len(result)
-        row["equal_scores_fraction"] = float(
-            np.mean(np.abs(result - scores[: len(result)]) < NEAR_NATS)
-        )
+        result, cost = row.pop("result")
+        row["prompts_timed"], row["split"] = len(result), cost
+        near = np.abs(result - scores[: len(result)]) < NEAR_NATS
+        row["equal_scores_fraction"] = float(np.mean(near))
         for clock in ("wall_s", "cpu_s"):
-            row[clock] = [seconds * PROMPTS / len(result) for seconds in row[clock]]
+            row[clock] = [seconds * prompts / len(result) for seconds in row[clock]]
             row[f"{clock}_summary"] = summarise(row[clock])
             row[f"times_slower_by_{clock}"] = {
                 k: row[f"{clock}_summary"][k] / seen[first][f"{clock}_summary"][k]
                 for k in ("min", "q1", "median")
             }
+        parts = ("prefill_s", "decode_s", "host_s")
         table.add_row(
             name,
             spread(row["wall_s_summary"]),
             spread(row["cpu_s_summary"]),
-            f"{PROMPTS / row['wall_s_summary']['median']:,.1f}",
+            f"{prompts / row['wall_s_summary']['median']:,.1f}",
             f"{row['times_slower_by_wall_s']['median']:.2f}",
             f"{row['times_slower_by_cpu_s']['median']:.2f}",
             f"{row['equal_scores_fraction']:.3f}",
-            f"{row['rss_peak_bytes'] / 1e9:.2f}",
+            *(f"{cost[part] / cost['seconds']:.0%}" if cost else "" for part in parts),
         )
-    Console(width=140).print(table)
-    if out is not None:
-        shape = {"prompts": PROMPTS, "prompt_tokens": PROMPT_TOKENS, "new_tokens": NEW_TOKENS}
-        batches = {"maktab": our_cost, "transformers": their_cost}
-        record = {"shape": shape, "wall_ms_a_prompt_by_batch": batches, "contestants": seen}
-        write(out, record)
+    return table
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from research.core.parts import part, require
 from research.core.protocols import View
 from research.data.chat import compose_chat, joined, messages_of, plain_turns
-from research.data.choice import choice_of
+from research.data.choice import LETTERS, choice_of
 from research.data.composed import Composed, tokenize
 from research.data.examples import Example, RowError
 from research.data.tokenizer import Tokenizer
@@ -242,10 +242,13 @@ def letter_slot(
     slot = int(differs[0]) if len(differs) else shortest
     letters = tokens_OT[:, slot] if slot < shortest else tokens_OT[:, -1]
     if not 0 < slot < shortest or len(set(letters.tolist())) < len(letters):
+        shared = [LETTERS[k] for k, token in enumerate(letters) if (letters == token).sum() > 1]
         raise RowError(
             "bad answer",
-            f"its {len(letters)} letters do not each begin with a token of their own; this "
-            "tokenizer cannot tell them apart",
+            f"its {len(letters)} letters do not each begin with a token of their own: this "
+            f"tokenizer writes {', '.join(shared)} with several, of which the first is the same "
+            f"({tokenizer.decode(letters[:1].tolist())!r}). Measure another way, such as by "
+            "FirstTokenEntropy or TeacherForcedEntropy, or ask with fewer options",
         )
     tokens = letters if view.content == "letters" else tokens_OT[0, :slot]
     return dataclasses.replace(example, tokens=tokens, trained=np.zeros(len(tokens), bool))

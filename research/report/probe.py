@@ -33,6 +33,9 @@ class Opening:
       new, kept: share of the selected that no earlier round had, and that the last one had too.
       coverage: share of the pool that this or an earlier round selected.
       with_last: rank correlation of the new scores with what the same examples had before.
+      age: updates since the new scores were measured, in the mean; NaN where it is not recorded.
+      corrupted: share of the selected whose answers are wrong on purpose; NaN where the pool does
+        not say.
     """
 
     number: int
@@ -44,6 +47,14 @@ class Opening:
     kept: float
     coverage: float
     with_last: float
+    age: float
+    corrupted: float
+
+
+def corrupted(run: Run) -> np.ndarray | None:
+    """Give which examples of the pool have wrong answers on purpose; None: it does not say."""
+    told = {x: line["corrupted"] for x, line in run.pool.items() if "corrupted" in line}
+    return np.array([told.get(x, False) for x in range(len(run.pool))]) if told else None
 
 
 def measured_anew(opened: Round) -> np.ndarray:
@@ -58,7 +69,7 @@ def measured_anew(opened: Round) -> np.ndarray:
 
 def openings(run: Run) -> list[Opening]:
     """Follow a run's rounds."""
-    seen, last = set(), None
+    seen, last, wrong = set(), None, corrupted(run)
     found = []
     for opened in run.rounds:
         chosen, scores = set(opened.selected.tolist()), measured_anew(opened)
@@ -76,10 +87,20 @@ def openings(run: Run) -> list[Opening]:
                 kept=float("nan") if last is None else len(kept) / max(len(chosen), 1),
                 coverage=len(seen) / max(len(opened.scores), 1),
                 with_last=spearman(before, scores).value,
+                age=_age(opened),
+                corrupted=float("nan") if wrong is None else mean(wrong[opened.selected] * 1.0),
             )
         )
         last = opened
     return found
+
+
+def _age(opened: Round) -> float:
+    """Give the mean age of the scores that were measured for a round, in updates."""
+    steps = opened.arrays.get("scored_step_X")
+    if steps is None:
+        return float("nan")
+    return mean(opened.step - steps[np.isfinite(measured_anew(opened))].astype(np.float64))
 
 
 def by_round(told: Sequence[Sequence[Opening]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ from research.report.runs import Arm, Run
 SHOWN = 3  # examples of each quarter
 LISTED = 8  # examples that were never, or most often, selected
 CHARACTERS = 340  # of an example's text
+HEADS = {"measured": "scored", "with_last": "ranks"}  # of columns that have another name
 BANDS = "Line: mean over seeds; band: lowest to highest seed."
 READING = (
     "The pool is everything that may be trained on. A round begins by asking the model about every "
@@ -157,6 +158,7 @@ def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     sections = [
         Section(
             heading=f"{arm.name}: round by round",
+            sentences=_noise(arm),
             tables=(rounds_table(arm, told),),
             plots=tuple(drawn),
         )
@@ -167,9 +169,29 @@ def _of_arm(arm: Arm, look: Mapping[str, dict]) -> list[Section]:
     return [*sections, *_left_out(arm)]
 
 
+def _noise(arm: Arm) -> tuple[str, ...]:
+    """Say whether an arm chose more of the answers that are wrong on purpose than there are."""
+    wrong = [(run, found) for run in arm.runs if (found := probe.corrupted(run)) is not None]
+    if not wrong:
+        return ()
+    pool = float(np.mean([found.mean() for _, found in wrong]))
+    chosen = [
+        found[np.concatenate([opened.selected for opened in run.rounds])].mean()
+        for run, found in wrong
+    ]
+    return (
+        f"{pool:.1%} of the pool's answers are wrong on purpose, and "
+        f"{float(np.mean(chosen)):.1%} of what was selected: more would mean that noise is chosen.",
+    )
+
+
 def rounds_table(arm: Arm, told: Sequence[Sequence[Opening]]) -> Table:
     """Tabulate an arm's rounds, means over seeds."""
-    columns = ("step", "measured", "pool", "selected", "new", "kept", "coverage", "with_last")
+    columns = ["step", "measured", "pool", "selected", "new", "kept", "coverage", "with_last"]
+    if any(o.age > 0 for opened in told for o in opened):
+        columns.append("age")
+    if any(np.isfinite(o.corrupted) for opened in told for o in opened):
+        columns.append("corrupted")
     values = {name: probe.by_round(told, name) for name in columns}
     numbers = values["step"][0]
 
@@ -178,16 +200,15 @@ def rounds_table(arm: Arm, told: Sequence[Sequence[Opening]]) -> Table:
         mean = float(known[np.isfinite(known)].mean()) if np.isfinite(known).any() else None
         if mean is None:
             return MISSING
-        if name in ("step", "measured"):
+        if name in ("step", "measured", "age"):
             return f"{mean:,.0f}"
-        return f"{mean:.0%}" if name in ("new", "kept", "coverage") else number(mean)
+        shares = ("new", "kept", "coverage", "corrupted")
+        return f"{mean:.0%}" if name in shares else number(mean)
 
     return Table(
         title=f"The rounds of {arm.name}, means over {len(arm.runs)} "
         f"seed{'s' * (len(arm.runs) > 1)}.",
-        header=(
-            "round", "step", "scored", "pool", "selected", "new", "kept", "coverage", "ranks",
-        ),
+        header=("round", *(HEADS.get(name, name) for name in columns)),
         rows=tuple(
             (str(n), *(shown(name, index) for name in columns))
             for index, n in enumerate(numbers.tolist())
@@ -195,8 +216,9 @@ def rounds_table(arm: Arm, told: Sequence[Sequence[Opening]]) -> Table:
         note="Step: updates made before. Scored: examples scored anew. Pool, selected: mean score. "
         "New, kept: share of the selection that no earlier round had, and that the round before "
         "had too. Coverage: share of the pool selected so far. Ranks: Spearman's correlation with "
-        "the scores before.",
-    )  # fmt: skip
+        "the scores before. Age: updates made since these scores were taken. Corrupted: share of "
+        "the selection whose answers are wrong on purpose.",
+    )
 
 
 def _uncertainty_and_loss(arm: Arm, found: Sequence[Pairs]) -> list[Section]:

@@ -90,11 +90,14 @@ def describe_pool(pool: Pool) -> Iterator[dict[str, Any]]:
     """Name every example, with as much of its text as lets a person know what it is about.
 
     So a run directory can be read where the data is not. Rows of `input_ids` in a pool without
-    tokenizer have no text, and texts of pools larger than `MOST_TEXTS` are left out.
+    tokenizer have no text, and texts of pools larger than `MOST_TEXTS` are left out. Whether an
+    answer was made wrong on purpose is kept where a row says so.
     """
     tokenizer = pool.tokenizer if len(pool) <= MOST_TEXTS else None
     for x, example in enumerate(pool.examples):
         line = {"index": x, "id": example.id, "tokens": len(example.tokens)}
+        if "corrupted" in example.row:
+            line |= {"corrupted": bool(example.row["corrupted"])}
         if tokenizer is not None:
             start = int(example.trained.argmax())  # an example has a trained token
             parts = {"prompt": example.tokens[:start], "answer": example.tokens[start:]}

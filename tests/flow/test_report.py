@@ -62,6 +62,7 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
     (workdir / "run.json").write_text(json.dumps([{**start, "started": f"2026-01-0{begun + 1}"}]))
     texts = [
         {"index": x, "id": f"id-{x}", "prompt": f"ask {x}", "answer": f"say {x}"}
+        | {"corrupted": x % 4 == 1}
         for x in range(POOL)
     ]
     (workdir / "pool.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
@@ -74,6 +75,7 @@ def make_run(folder: Path, arm: str, seed: int, *, gain: float, scored: bool, st
             chosen = np.argsort(-score)[:CHOSEN] if scored else rng.permutation(POOL)[:CHOSEN]
             shown = score if scored else np.full(POOL, np.nan)
             arrays = {"score_X": shown.astype(np.float32), "selected": chosen}
+            arrays["scored_step_X"] = np.full(POOL, step - 2 * (round_ > 0))
             record.round(round_, step, scored_round_X=np.full(POOL, round_), **arrays)
         for update in range(step + 1, step + CYCLE + 1):
             ids = rng.permutation(chosen)[:8].reshape(4, 2)
@@ -358,6 +360,18 @@ def test_rounds_are_told_as_they_were(edco):
     )
 
 
+def test_how_old_scores_are_and_how_many_wrong_answers_were_chosen_is_told(edco):
+    run = edco.runs[0]
+    found = probe.openings(run)
+    assert [o.age for o in found] == [0, 2, 2, 2]
+    wrong = run.rounds[1].selected % 4 == 1
+    assert found[1].corrupted == pytest.approx(wrong.mean())
+    table = probe_page.rounds_table(edco, [probe.openings(each) for each in edco.runs])
+    assert table.header[-2:] == ("age", "corrupted")
+    means = [probe.openings(each)[1].corrupted for each in edco.runs]
+    assert table.rows[1][-2:] == ("2", f"{np.mean(means):.0%}")
+
+
 def test_only_what_was_measured_anew_says_how_unsure_the_model_is_now(tmp_path):
     """A part is scored again: ranks and means are over that part, and no round repeats old ones."""
     record = Record(tmp_path)
@@ -410,11 +424,9 @@ def test_who_is_never_selected_is_shown_with_its_text(edco):
     assert table.rows[0][0] == f"id-{lowest}"
     assert table.rows[0][-1] == f"ask {lowest} \N{RIGHTWARDS ARROW} say {lowest}"
     share = f"{np.mean([np.mean(probe.times_selected(r) == 0) for r in edco.runs]):.0%}"
-    assert any(
-        s.startswith(f"{share} of the pool was never")
-        for x in document.sections
-        for s in x.sentences
-    )
+    said = [s for section in document.sections for s in section.sentences]
+    assert any(s.startswith(f"{share} of the pool was never") for s in said)
+    assert any("of the pool's answers are wrong on purpose" in s for s in said)
 
 
 def test_every_figure_of_the_probe_says_what_it_shows(reported):
