@@ -1,18 +1,18 @@
 """Orderings that disagree: which one wins, when?
 
 Question: The literature disagrees: hard first (EDCO), medium and then very hard (GLM-4.5), easy
-  first by competence (Platanios), general before specific (DAPT then TAPT), simple formats before
-  rich ones (Pre-Act). Which order of the same examples gives the best model, and does it depend on
-  the task, on how hard its hard part is, and on what the model knew before?
+  first by competence (Platanios). Which order of the same examples gives the best model, and does
+  it depend on the task, on how hard its hard part is, and on what the model knew before? (General
+  before specific, DAPT then TAPT, and simple formats before rich ones, Pre-Act, are not asked.)
 Method: Three tasks whose rows say how hard they are: sums by the length of their carry, look-ups by
-  their hops, O-RAN questions by their grade. Every order makes the same steps, from three
-  checkpoints of the small base (`experiments/edco/base.py`).
-  "Simple then rich" is look-ups of few letters before look-ups of many; it stands for Pre-Act and,
-  as general before specific, for DAPT and TAPT. `ordering_map.py` draws who wins where.
+  their hops, O-RAN questions by their grade; what is tested is left out of the pool (31 of 3,840
+  sums). Every order makes the same steps, about one pass, from three checkpoints of the small base
+  (`experiments/edco/README.md` says how they are exported). `ordering_map.py` draws who wins where.
 Expectation: random order is hard to beat where the model can already do the task; easy first helps
   where it cannot, and only in the parts that build on one another.
 Command: maktab sweep experiments/ordering.py --jobs 2 --workdir runs/ordering &&
-  python experiments/ordering_map.py runs/ordering
+  python experiments/ordering_map.py runs/ordering   (from the last checkpoint alone:
+  --generator late)
 Result: not run yet.
 """
 
@@ -38,7 +38,7 @@ from research.huggingface.pretrained import Pretrained
 
 ASSETS = str(Path(__file__).resolve().parent / "assets")
 SEEDS, STEPS, ROUNDS = 3, 240, 6
-POOL = STEPS * 16  # one pass: an order then decides when a row comes, not whether
+POOL = STEPS * 16  # about one pass: an order then decides when a row comes, not whether
 TEST = 300
 # What the model knew before: little, some, all that the base ever learns.
 STARTS = {
