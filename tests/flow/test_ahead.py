@@ -10,10 +10,12 @@ import pytest
 
 from configs import layouts
 from research.core.layout import Layout
+from research.core.parts import vary
 from research.score import pool as scorer
 from research.train.loop import PreemptedError, train
 from research.train.prepare import prepare
 from tests.flow.runs import NUM_EXAMPLES, Silent, tiny_run
+from tests.flow.test_processes import experiment_in, same_but_for_sums, small_run, trained
 
 AHEAD = {"curriculum.score_ahead": True, "compute.scoring_rows": 4}
 FILES = ("metrics.jsonl", "order.jsonl", "rounds/0000.npz", "rounds/0001.npz")
@@ -132,3 +134,35 @@ def test_a_run_may_score_and_be_evaluated_on_weights_laid_out_otherwise(tmp_path
     np.testing.assert_allclose(first, round_of(ahead, 0)["score_X"], atol=NOISE_NATS)
     moved = [timing["score_reshard_s"] > 0 for timing in timings]
     assert moved == ([True, True, False, False] if changes else [True, False, True, False])
+
+
+SHARDED = """
+from pathlib import Path
+from research.core.parts import vary
+from tests.flow.test_ahead import SPLIT
+from tests.flow.test_processes import small_run
+
+def get_config():
+    return vary(small_run(Path(__file__).parent), SPLIT)
+"""
+SPLIT = AHEAD | {
+    "layout": Layout(
+        axes=(("fsdp", -1),),
+        weights=(("D", ("fsdp",)),),
+        activations=(("B", ("fsdp",)),),
+        overrides=(("embed_V_D", (("V", ()), ("D", ("fsdp",)))),),
+    ),
+    "scoring_layout": layouts.data(),
+}
+
+
+@pytest.mark.slow
+def test_two_processes_score_ahead_and_move_weights_as_one_does(tmp_path):
+    experiment_in(tmp_path, SHARDED)
+    trained(tmp_path, tmp_path / "two", 2)
+    one = prepare(vary(small_run(tmp_path), SPLIT), jax.devices()[:1])
+    train(one, tmp_path / "one", Silent())
+    same_but_for_sums(tmp_path / "two", tmp_path / "one")
+    for number in (0, 1):
+        steps = [round_of(tmp_path / name, number)["scored_step_X"] for name in ("one", "two")]
+        np.testing.assert_array_equal(*steps)
