@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from research.checkpoint import Checkpoints, Store
 from research.clock import Clock
 from research.core.layout import Layout
 from research.core.parts import describe, rebuild, vary
+from research.core.records import State
 from research.curriculum.budget import EqualCompute, EqualSteps
 from research.data.batches import pack_batch
 from research.evaluate.likelihood import Likelihood
@@ -39,6 +41,20 @@ def run(experiment, workdir: Path):
     return train(prepare(experiment), workdir, Silent())
 
 
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A run that was never stopped, on one device: its folder, and what it ended as."""
+
+    workdir: Path
+    state: State
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    return Whole(folder / "run", run(tiny_run(folder), folder / "run"))
+
+
 def test_the_loss_falls_and_every_step_is_written_down(tmp_path):
     state = run(tiny_run(tmp_path, {"clock.steps": 24}), tmp_path / "run")
     metrics = lines(tmp_path / "run" / "metrics.jsonl")
@@ -51,21 +67,19 @@ def test_the_loss_falls_and_every_step_is_written_down(tmp_path):
     assert set(seen) <= set(range(NUM_EXAMPLES))
 
 
-def test_a_round_trains_on_what_its_scores_chose(tmp_path):
-    run(tiny_run(tmp_path), tmp_path / "run")
-    for line in lines(tmp_path / "run" / "order.jsonl"):
-        with np.load(tmp_path / "run" / "rounds" / f"{line['round']:04d}.npz") as arrays:
+def test_a_round_trains_on_what_its_scores_chose(whole):
+    for line in lines(whole.workdir / "order.jsonl"):
+        with np.load(whole.workdir / "rounds" / f"{line['round']:04d}.npz") as arrays:
             chosen, scores = set(arrays["selected"].tolist()), arrays["score_X"]
         assert {x for row in line["rows"] for x in row} <= chosen
         left = np.setdiff1d(np.arange(NUM_EXAMPLES), list(chosen))
         assert np.round(scores[list(chosen)], 4).min() >= np.round(scores[left], 4).max()
 
 
-def test_the_same_experiment_gives_the_same_bytes(tmp_path):
-    for name in ("one", "two"):
-        run(tiny_run(tmp_path), tmp_path / name)
+def test_the_same_experiment_gives_the_same_bytes(tmp_path, whole):
+    run(tiny_run(tmp_path), tmp_path / "run")
     for file in ("metrics.jsonl", "order.jsonl"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "run" / file).read_bytes() == (whole.workdir / file).read_bytes()
 
 
 @pytest.mark.parametrize("tuning", [None, Lora(rank=3, dropout=0.1)], ids=["full", "lora"])
@@ -100,29 +114,24 @@ def forget_checkpoints_after(workdir: Path, step: int) -> None:
             shutil.rmtree(folder)
 
 
-def test_devices_only_change_the_order_of_sums(tmp_path):
-    layouts = {
-        "single": Layout(),
-        "data": Layout(axes=(("data", 8),)),
-        "fsdp": Layout(
-            axes=(("data", 2), ("fsdp", 4)),
-            weights=(("D", ("fsdp",)),),
-            activations=(("B", ("data", "fsdp")),),
-            overrides=(("embed_V_D", (("V", ()), ("D", ("fsdp",)))),),
-        ),
-    }
-    losses, orders = {}, {}
-    for name, layout in layouts.items():
-        run(tiny_run(tmp_path, {"layout": layout}), tmp_path / name)
-        losses[name] = [m["loss_nats"] for m in lines(tmp_path / name / "metrics.jsonl")]
-        orders[name] = (tmp_path / name / "order.jsonl").read_bytes()
-    for name in ("data", "fsdp"):
-        np.testing.assert_allclose(losses[name], losses["single"], rtol=LOSS_TOLERANCE)
-        assert orders[name] == orders["single"]
+def losses(workdir: Path) -> list[float]:
+    return [m["loss_nats"] for m in lines(workdir / "metrics.jsonl")]
 
 
-def test_a_run_goes_on_with_another_device_count(tmp_path):
-    whole = run(tiny_run(tmp_path), tmp_path / "whole")
+def test_devices_only_change_the_order_of_sums(tmp_path, whole):
+    layout = Layout(
+        axes=(("data", 2), ("fsdp", 4)),
+        weights=(("D", ("fsdp",)),),
+        activations=(("B", ("data", "fsdp")),),
+        overrides=(("embed_V_D", (("V", ()), ("D", ("fsdp",)))),),
+    )
+    run(tiny_run(tmp_path, {"layout": layout}), tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole.workdir), rtol=LOSS_TOLERANCE)
+    order = "order.jsonl"
+    assert (tmp_path / "run" / order).read_bytes() == (whole.workdir / order).read_bytes()
+
+
+def test_a_run_goes_on_with_another_device_count(tmp_path, whole):
     first = tiny_run(tmp_path, {"layout": Layout(axes=(("data", 8),))})
 
     class Stop(Silent):
@@ -133,17 +142,13 @@ def test_a_run_goes_on_with_another_device_count(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(prepare(first), tmp_path / "moved", Stop())
     moved = run(vary(first, {"layout": Layout()}), tmp_path / "moved")
-    assert (tmp_path / "moved/order.jsonl").read_bytes() == (
-        tmp_path / "whole/order.jsonl"
-    ).read_bytes()
+    order = "order.jsonl"
+    assert (tmp_path / "moved" / order).read_bytes() == (whole.workdir / order).read_bytes()
     for name, array in moved.curriculum.arrays().items():
         if name not in ("score_X", "signal_YX"):
-            np.testing.assert_array_equal(array, whole.curriculum.arrays()[name])
-    losses = [
-        [m["loss_nats"] for m in lines(tmp_path / name / "metrics.jsonl")]
-        for name in ("moved", "whole")
-    ]
-    np.testing.assert_allclose(losses[0], losses[1], rtol=LOSS_TOLERANCE)
+            np.testing.assert_array_equal(array, whole.state.curriculum.arrays()[name])
+    moved_losses = losses(tmp_path / "moved")
+    np.testing.assert_allclose(moved_losses, losses(whole.workdir), rtol=LOSS_TOLERANCE)
 
 
 def test_arms_that_differ_in_numbers_share_one_compiled_step(tmp_path):
@@ -160,12 +165,9 @@ def test_arms_that_differ_in_numbers_share_one_compiled_step(tmp_path):
     assert step._cache_size() == 1
 
 
-def test_micro_batches_add_up_to_the_batch(tmp_path):
-    losses = {}
-    for count in (1, 4):
-        run(tiny_run(tmp_path, {"micro_batches": count}), tmp_path / str(count))
-        losses[count] = [m["loss_nats"] for m in lines(tmp_path / str(count) / "metrics.jsonl")]
-    np.testing.assert_allclose(losses[4], losses[1], rtol=LOSS_TOLERANCE)
+def test_micro_batches_add_up_to_the_batch(tmp_path, whole):
+    run(tiny_run(tmp_path, {"micro_batches": 4}), tmp_path / "run")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole.workdir), rtol=LOSS_TOLERANCE)
 
 
 def test_a_non_finite_update_is_withheld_and_named(tmp_path):
@@ -235,9 +237,7 @@ def test_parameters_that_overflowed_are_not_saved(tmp_path):
         run(tiny_run(tmp_path, huge), tmp_path / "run")
 
 
-def test_a_changed_cycle_length_goes_on_at_the_very_next_step(tmp_path):
-    whole = run(tiny_run(tmp_path), tmp_path / "whole")
-
+def test_a_changed_cycle_length_goes_on_at_the_very_next_step(tmp_path, whole):
     class Stop(Silent):
         def recorded(self, cycle, metrics, timing):
             if cycle.last == 6:
@@ -247,10 +247,10 @@ def test_a_changed_cycle_length_goes_on_at_the_very_next_step(tmp_path):
         train(prepare(tiny_run(tmp_path)), tmp_path / "cut", Stop())
     forget_checkpoints_after(tmp_path / "cut", 2)
     resumed = run(tiny_run(tmp_path, {"clock.cycle_steps": 3}), tmp_path / "cut")
-    assert (tmp_path / "cut/order.jsonl").read_bytes() == (
-        tmp_path / "whole/order.jsonl"
-    ).read_bytes()
-    for a, b in zip(jax.tree.leaves(resumed.learner), jax.tree.leaves(whole.learner), strict=True):
+    order = "order.jsonl"
+    assert (tmp_path / "cut" / order).read_bytes() == (whole.workdir / order).read_bytes()
+    ended = (resumed.learner, whole.state.learner)
+    for a, b in zip(*map(jax.tree.leaves, ended), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -316,7 +316,6 @@ def test_a_field_that_an_earlier_version_did_not_have_is_its_default(tmp_path):
     other = prepare(vary(prepared.experiment, {"seed": 1}))
     with pytest.raises(OtherRunError, match=r"experiment\.seed: 0 -> 1"):
         open_workdir(other, workdir, ["maktab"])
-
 
 
 def test_a_schedule_may_span_the_round(tmp_path):
