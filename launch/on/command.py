@@ -78,6 +78,7 @@ def launch(
     xpk: Annotated[Text, given(GKE, "Submit by xpk.", metavar="CLUSTER")] = None,
     partition: Annotated[Text, given(SLURM, "Where to queue.")] = None,
     account: Annotated[Text, given(SLURM, "Who pays.")] = None,
+    tasks_per_node: Annotated[Count, given(SLURM, "Processes of a node without GPUs.")] = None,
     cpus: Annotated[Count, given(SLURM, "Of a task.")] = None,
     memory: Annotated[Text, given(SLURM, "Of a node: 200G.")] = None,
     sbatch: Annotated[

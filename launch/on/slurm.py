@@ -11,6 +11,7 @@ from research.core.parts import part, require
 
 NOTICE_S = 120  # before the time limit; a checkpoint must fit into it
 WORD = re.compile(r"[\w.,:@/+-]*")
+COUNTS = re.compile(r"(^|\s)(-[nN]|--nt|--nodes)")  # options of sbatch that say how many tasks
 
 SCRIPT = """\
 #!/bin/bash
@@ -48,11 +49,13 @@ scontrol requeue "$SLURM_JOB_ID"
 class Slurm:
     """A batch job, submitted from where the cluster's files are.
 
-    One task a device, as `jax.distributed` expects of Slurm; one a node without devices.
+    One task a device, as `jax.distributed` expects of Slurm; without devices one a node, or as many
+    as are asked for.
 
     Attributes:
       nodes: machines.
       devices_per_node: GPUs of each; 0: none.
+      tasks_per_node: processes of a node without devices; 0: one.
       accelerator: the kind of GPU as the cluster names it, such as h100; empty: any.
       time_limit: of one start, such as 12h; empty: the partition's.
       cpus: of a task; 0: the partition's default.
@@ -62,6 +65,7 @@ class Slurm:
 
     nodes: int = 1
     devices_per_node: int = 0
+    tasks_per_node: int = 0
     accelerator: str = ""
     partition: str = ""
     account: str = ""
@@ -77,6 +81,12 @@ class Slurm:
             self,
             (self.nodes > 0, f"--nodes {self.nodes} must be at least 1"),
             (self.devices_per_node >= 0, f"--devices-per-node {self.devices_per_node} is negative"),
+            (self.tasks_per_node >= 0, f"--tasks-per-node {self.tasks_per_node} is negative"),
+            (
+                not (self.tasks_per_node and self.devices_per_node),
+                f"--tasks-per-node {self.tasks_per_node} is for nodes without devices: with "
+                f"--devices-per-node {self.devices_per_node} each device has a task; leave it out",
+            ),
             (self.cpus >= 0, f"--cpus {self.cpus} is negative"),
             (
                 not self.accelerator or self.devices_per_node > 0,
@@ -101,6 +111,14 @@ class Slurm:
                 )
                 for option in self.sbatch
             ),
+            *(
+                (
+                    COUNTS.search(option) is None,
+                    f"--sbatch={option} would change how many processes run, which each of them is "
+                    "told; give --nodes, --devices-per-node or --tasks-per-node",
+                )
+                for option in self.sbatch
+            ),
         )
 
     @property
@@ -121,7 +139,12 @@ class Slurm:
     @property
     def tasks(self) -> int:
         """How many processes run in all."""
-        return self.nodes * (self.devices_per_node or 1)
+        return self.nodes * self.of_node
+
+    @property
+    def of_node(self) -> int:
+        """How many processes run on a node."""
+        return self.devices_per_node or self.tasks_per_node or 1
 
     @property
     def stays(self) -> bool:
@@ -165,7 +188,7 @@ class Slurm:
             "output": f"{job.home}/job.log",
             "open-mode": "append",
             "nodes": self.nodes,
-            "ntasks-per-node": self.devices_per_node or 1,
+            "ntasks-per-node": self.of_node,
             "gpus-per-node": ":".join(filter(None, (self.accelerator, str(self.devices_per_node)))),
             "cpus-per-task": self.cpus,
             "mem": self.memory,

@@ -6,8 +6,10 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from launch.on.snapshot import take
 
 EXPERIMENT = """
 from pathlib import Path
@@ -190,6 +192,22 @@ def make_checkout(folder: Path) -> Path:
     git(folder, "add", "--all")
     git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
     return folder
+
+
+def clone_of(root: Path, clone: Path, files: Mapping[str, str] | None = None) -> Path:
+    """Make a committed checkout of a checkout as it is now, and of more files."""
+    others = git(root, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+    snapshot = take(root, also=[root / name for name in others], fetched=False)
+    clone.mkdir()
+    (clone / "code.tar.gz").write_bytes(snapshot.code)
+    subprocess.run(["tar", "-xzf", "code.tar.gz"], cwd=clone, check=True)
+    for name, text in (files or {}).items():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text(text)
+    git(clone, "init", "--quiet")
+    git(clone, "add", "--all")
+    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
+    return clone
 
 
 def git(folder: Path, *words: str) -> str:

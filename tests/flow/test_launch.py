@@ -29,7 +29,7 @@ from launch.on.tpu_vm import TpuVm
 from launch.on.worker import decide, starts_again
 from tests.flow import slurm
 from tests.flow.commands import maktab
-from tests.flow.launched import calls, git, make_checkout, make_tools, plan, starts
+from tests.flow.launched import calls, clone_of, git, make_checkout, make_tools, plan, starts
 from tests.golden.launch.make import HERE as GOLDEN
 from tests.golden.launch.make import PLACES, job_on, rendered
 
@@ -253,6 +253,7 @@ def test_nothing_of_the_environment_is_written(checkout, tools, monkeypatch):
         (["--on", "slurm", "--memory", "much"], "expected a size such as 200G"),
         (["--on", "slurm", "--partition", "a b"], "--partition 'a b' is no name"),
         (["--on", "slurm", "--sbatch", "exclusive"], "expected an option"),
+        (["--on", "slurm", "--tasks-per-node", "-1"], "--tasks-per-node -1 is negative"),
         (["--on", "slurm", "--name", "My_Name"], "up to 30 of a-z, 0-9 and -"),
         (["--on", "tpu-vm"], "--accelerator is missing, such as v5litepod-16; --runtime-version"),
         (["--on", "gke", "--bucket", "gs://b/c"], "expected a bucket's name alone"),
@@ -284,6 +285,44 @@ def test_a_wrong_set_of_nodes_is_refused(options, message):
     options = {"devices_per_node": 0 if "xpk" in options else 4, **options}
     with pytest.raises(ValueError, match=message):
         Gke(bucket="bucket", **options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--ntasks-per-node=2", "--ntasks 2", "-n2", "--nodes=2", "-N 2", "--exclusive --nt=2"],
+)
+def test_what_would_change_the_number_of_tasks_unheard_is_refused(option):
+    with pytest.raises(ValueError, match="would change how many processes run"):
+        Slurm(sbatch=("--exclusive", option))
+
+
+def test_options_of_sbatch_that_count_nothing_are_passed_on():
+    options = ("--nodelist=a[1-2]", "--nice=5", "--no-kill", "-p gpu", "--constraint=big-nodes")
+    assert Slurm(sbatch=options).sbatch == options
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 1),
+        ({"nodes": 3}, 3),
+        ({"tasks_per_node": 2}, 2),
+        ({"nodes": 3, "tasks_per_node": 2}, 6),
+        ({"nodes": 3, "devices_per_node": 8}, 24),
+    ],
+)
+def test_slurm_tells_the_processes_that_there_are_several(options, count):
+    place = Slurm(**options)
+    rendering = place.render(job_on("slurm"))
+    told = json.loads(rendering.files["launch.json"])["command"]
+    assert place.tasks == count
+    assert f"--ntasks-per-node={count // place.nodes}\n" in rendering.files["job.sbatch"]
+    assert ("--distributed" in told) == (count > 1)
+
+
+def test_devices_say_how_many_tasks_a_node_has():
+    with pytest.raises(ValueError, match="each device has a task"):
+        Slurm(devices_per_node=8, tasks_per_node=2)
 
 
 def test_tpus_that_the_queue_alone_makes_are_not_made_without_it():
@@ -689,7 +728,7 @@ def test_a_jobset_is_uploaded_and_created_and_its_pods_run(checkout, tools, monk
 def test_slurm_queues_a_preempted_job_again(checkout, tmp_path_factory):
     """Two tasks; the first start is preempted by a signal, the second ends."""
     plan(checkout, ["wait", 0], [0, 0])
-    words = ["--on", "slurm", "--sbatch=--ntasks-per-node=2", "--sbatch=--overcommit", EXPERIMENT]
+    words = ["--on", "slurm", "--tasks-per-node", "2", "--sbatch=--overcommit", EXPERIMENT]
     program = [sys.executable, "-m", "launch", "launch", *words]
     with slurm.one_node(tmp_path_factory.mktemp("s")) as env:
         own = {**env, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
@@ -735,15 +774,7 @@ def test_slurm_runs_each_run_of_a_sweep_as_a_job(checkout, tmp_path_factory):
 @pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not())
 def test_slurm_trains_to_the_end(tmp_path_factory):
     """This checkout, as it is, on one node."""
-    clone = tmp_path_factory.mktemp("clone") / "maktab"
-    others = git(ROOT, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
-    snapshot = take(ROOT, also=[ROOT / name for name in others], fetched=False)
-    clone.mkdir()
-    (clone / "code.tar.gz").write_bytes(snapshot.code)
-    subprocess.run(["tar", "-xzf", "code.tar.gz"], cwd=clone, check=True)
-    git(clone, "init", "--quiet")
-    git(clone, "add", "--all")
-    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
+    clone = clone_of(ROOT, tmp_path_factory.mktemp("clone") / "maktab")
     settings = ["clock.steps=2", "clock.cycle_steps=1", "clock.evaluate_every=0", "evaluators=()"]
     words = ["experiments/quickstart.py", "--workdir", "runs/on slurm"]
     words += [word for setting in settings for word in ("--set", setting)]
