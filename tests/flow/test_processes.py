@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +20,9 @@ from research.evaluate.likelihood import Likelihood
 from research.train.loop import train
 from research.train.prepare import prepare
 from research.train.watchdog import AGAIN, FOLDER, file_of, myself, write
-from tests.flow.crew import crew, free_port, pid_of, training
+from tests.flow import slurm
+from tests.flow.crew import LIMIT_S, ONE_DEVICE, ROOT, crew, free_port, pid_of, training
+from tests.flow.launched import clone_of
 from tests.flow.runs import Silent, tiny_run
 
 pytestmark = pytest.mark.timeout(1800)  # a busy machine compiles for minutes
@@ -198,6 +202,36 @@ def test_four_processes_are_one_run_and_fewer_go_on_with_it(folder, alone, tmp_p
     same_but_for_sums(tmp_path / "cut", alone)
     train(prepare(small_run(tmp_path)), tmp_path / "moved", Silent())
     same_but_for_sums(tmp_path / "moved", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not())
+def test_two_tasks_of_slurm_find_each_other_and_are_one_run(folder, alone, tmp_path_factory):
+    """This checkout, launched: jax finds the processes by what Slurm tells each of them."""
+    files = {
+        "several/experiment.py": EXPERIMENT,
+        "several/rows.jsonl": (folder / "rows.jsonl").read_text(),
+    }
+    clone = clone_of(ROOT, tmp_path_factory.mktemp("clone") / "maktab", files)
+    options = ["--on", "slurm", "--tasks-per-node", "2", "--sbatch=--overcommit"]
+    words = [*options, "--max-restarts", "0", "several/experiment.py", "--workdir", "runs/two"]
+    with slurm.one_node(tmp_path_factory.mktemp("s")) as env:
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", "launch", *words],
+            cwd=clone,
+            env={**env, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ONE_DEVICE},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+        assert done.returncode == 0, done.stderr
+        job = slurm.ended(env, 1, LIMIT_S)
+    (home,) = (clone / "launches").iterdir()
+    logs = [(home / f"worker-{index}.log").read_text() for index in (0, 1)]
+    assert "JobState=COMPLETED" in job, logs
+    for index, said in enumerate(logs):
+        assert re.search(rf"joined: process {index} of 2: .*, 1 x cpu \(this one\)", said)
+    same_but_for_sums(clone / "runs" / "two", alone)
 
 
 @pytest.mark.slow  # what a process does whose peer was killed: tests/faults/test_guard.py
