@@ -67,7 +67,7 @@ def run(
     def watch(planned: Planned) -> None:
         one = planned.compiled
         console.print(
-            f"{one.name}: compiled in {one.compile_s:.0f} s, peak {human(one.peak_bytes)}"
+            f"{one.name}: compiled in {one.compile_s:.0f} s, peak {human(planned.peak_bytes)}"
         )
 
     try:
@@ -172,17 +172,22 @@ def memory_table(made: Plan) -> Table:
     def row(what: str, values: list[str]) -> None:
         table.add_row(what, *values)
 
-    parameters, moments = human(made.parameter_bytes), human(made.optimizer_bytes)
-    gradients = human(made.gradient_bytes)
-    row("parameters", [parameters] * len(each))
+    moments, gradients = human(made.optimizer_bytes), human(made.gradient_bytes)
+    row("parameters", [human(p.parameter_bytes) for p in made.programs])
     row("optimiser state", [moments if yes else "-" for yes in training])
+    beside = [human(p.beside_bytes) for p in made.programs]
+    row(
+        "kept beside, of training",
+        ["-" if yes else b for yes, b in zip(training, beside, strict=True)],
+    )
     row("temporaries", [human(c.temporary_bytes) for c in each])
     row("  of them gradients", [gradients if yes else "-" for yes in training])
     row("  of them activations", [human(c.activation_bytes) for c in each])
-    row("peak", [human(c.peak_bytes) for c in each])
+    row("peak", [human(p.peak_bytes) for p in made.programs])
     if made.usable_bytes:
         row("a program may take", [human(made.usable_bytes)] * len(each))
-        row("peak of it", [f"{c.peak_bytes / made.usable_bytes:.0%}" for c in each])
+        shares = [p.peak_bytes / made.usable_bytes for p in made.programs]
+        row("peak of it", [f"{share:.0%}" for share in shares])
     return table
 
 
@@ -345,6 +350,7 @@ def as_json(made: Plan) -> dict[str, Any]:
         dataclasses.replace(made, experiment=None, topology=None)  # pyright: ignore
     )
     for planned, one in zip(made.programs, told["programs"], strict=True):
+        one["peak_bytes"] = planned.peak_bytes
         one["sent_bytes"] = _named(_sent(planned))
         for collective in one["compiled"]["collectives"]:
             collective["group"] = len(collective["group"])

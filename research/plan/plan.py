@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from research.core.generation import Sampling
+from research.core.layout import HOST, Placement
 from research.core.parts import vary
 from research.core.protocols import Delegating, Differentiating, Estimator
 from research.core.records import Batch, Learner
@@ -24,7 +25,7 @@ from research.plan.roofline import Roofline, roofline
 from research.plan.topologies import Topology
 from research.score.pool import score_batch
 from research.train.budget import abstract_trees, step_flops
-from research.train.prepare import resolve_model
+from research.train.prepare import elsewhere, resolve_model
 from research.train.step import compile_step, shardings_of, start_of, structure_of
 
 PROGRAMS = ("training", "scoring", "decoding")
@@ -41,15 +42,24 @@ class Planned:
 
     Attributes:
       compiled: what the compiler made of it.
+      parameter_bytes: of one device, as the program has them.
+      beside_bytes: of one device: what the run keeps there meanwhile and the program is not given.
       time: its roofline; None for devices whose speed is not known.
       tokens: fed or generated in one run of it, over all devices.
       shape: what it is run on, in words.
     """
 
     compiled: Compiled
+    parameter_bytes: float
+    beside_bytes: float
     time: Roofline | None
     tokens: int
     shape: str
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most that a device holds while it runs."""
+        return self.compiled.peak_bytes + self.beside_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,7 @@ class Plan:
 
     Attributes:
       experiment: as it was planned, with what had to be changed to compile it here.
-      mesh: axis -> size.
+      mesh: axis -> size, of training.
       parameter_bytes, optimizer_bytes, gradient_bytes: of one device.
       step_flops: analytic FLOPs of a training step on all devices.
       usable_bytes: what a program may take of a device's memory; None: not known.
@@ -81,7 +91,7 @@ class Plan:
     @property
     def peak_bytes(self) -> float:
         """The most that any of the programs needs."""
-        return max(program.compiled.peak_bytes for program in self.programs)
+        return max(program.peak_bytes for program in self.programs)
 
     @property
     def fits(self) -> bool:
@@ -103,10 +113,11 @@ def plan(
 
     Raises:
       DoesNotFit: the compiler refused one of them for want of memory.
-      ValueError: the layout does not fit the topology, the model or the batch.
+      ValueError: a layout does not fit the topology, the model or the batch.
     """
     experiment, notes = for_devices(experiment, topology)
     site = Site(experiment, topology)
+    notes = (*notes, *site.notes())
     learner, frozen = site.state()
     planned = []
     for name in programs:
@@ -161,6 +172,9 @@ class Site:
         self.place = experiment.layout.on(topology.devices())
         self.model = Transformer(arch, self.place, experiment.compute)
         self.model.require_place()
+        self.scoring_model = self.model.for_scoring()
+        if experiment.scoring_layout is not None:
+            self.scoring_model = elsewhere(self.scoring_model, experiment.scoring_layout)
         self.options = WITHOUT_GPU if topology.platform == "cuda" else NO_TUNING
         shards = self.place.num_row_shards * experiment.micro_batches
         if experiment.data.rows % shards:
@@ -168,6 +182,16 @@ class Site:
                 f"data.rows={experiment.data.rows} is no multiple of {self.place.num_row_shards} "
                 f"row shards x {experiment.micro_batches} micro-batches; change one of them"
             )
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what is planned on another mesh than training's."""
+        if self.scoring_model.place == self.place:
+            return ()
+        mesh = dict(self.scoring_model.place.mesh.shape)
+        return (
+            f"scoring and decoding are planned on scoring_layout, mesh {mesh}, beside the arrays "
+            "of training; moving the weights there is not timed",
+        )
 
     def state(self) -> tuple[Learner, Any]:
         """Give the shapes of (learner, frozen), in the shardings of a run."""
@@ -179,80 +203,101 @@ class Site:
         )
         return placed(start, shardings_of(self.place, start))
 
+    def scoring_state(self, learner: Learner, frozen: Any) -> tuple[tuple[Any, Any], float]:
+        """Give ((trainable, frozen) where scoring has them, what a device keeps beside them).
+
+        Arrays that lie as in training are the same arrays, not copies of them.
+        """
+        held = (learner.trainable, frozen)
+        moved = placed(held, self.scoring_model.place.weights(held))
+        pairs = zip(jax.tree.leaves(held), jax.tree.leaves(moved), strict=True)
+        shared = [a for a, b in pairs if a.sharding.is_equivalent_to(b.sharding, a.ndim)]
+        on_device = [
+            leaf for leaf in jax.tree.leaves((learner, frozen)) if leaf.sharding.memory_kind != HOST
+        ]
+        return moved, shard_bytes(on_device) - shard_bytes(shared)
+
     def training(self, learner: Learner, frozen: Any) -> Planned:
         """Compile one update."""
         data = self.experiment.data
-        batch = self.batch(data.rows, data.row_tokens, data.segments)
+        batch = batch_on(self.place, data.rows, data.row_tokens, data.segments)
         step: Any = compile_step(self.model, self.place, structure_of(learner))
         span = (np.int32(0), np.int32(self.experiment.clock.steps))
         arguments = (learner, frozen, batch, self.experiment.update(), span, _key())
+        held = shard_bytes((learner.trainable, frozen))
         flops = step_flops(self.experiment, self.model)
         shape = f"{data.rows} rows of {data.row_tokens:,} tokens"
         if self.experiment.micro_batches > 1:
             shape += f" in {self.experiment.micro_batches} micro-batches"
-        return self._planned("training", step, arguments, flops, data.rows * data.row_tokens, shape)
+        compiled = self._compile("training", step, arguments, self.place)
+        tokens = data.rows * data.row_tokens
+        return self._planned(compiled, self.place, (held, 0.0), flops, tokens, shape)
 
     def scoring(self, learner: Learner, frozen: Any) -> Planned:
         """Compile one batch of the curriculum's scorer, its rows as long as the training rows."""
         estimator: Any = self.experiment.curriculum.scorer
         rows, length = self._scored_rows(), self.experiment.data.row_tokens
-        batches = tuple(self.batch(rows, length, 1) for _ in estimator.views)
-        model, place, tuning = self.model.for_scoring(), self.place, self.experiment.tuning
+        model, tuning = self.scoring_model, self.experiment.tuning
+        place = model.place
+        batches = tuple(batch_on(place, rows, length, 1) for _ in estimator.views)
 
         def score(trainable: Any, frozen: Any, batches: tuple, key: Any) -> jax.Array:
             params = tuning.join(trainable, frozen)
             return score_batch(estimator, model, place, (), params, batches, key, np.int32(0))
 
-        arguments = (learner.trainable, frozen, batches, _key())
+        held, beside = self.scoring_state(learner, frozen)
+        compiled = self._compile("scoring", jax.jit(score), (*held, batches, _key()), place)
         new = estimator.new_tokens or 0
         shape = f"{rows} rows of {length:,} tokens"
         shape += f" and {new} generated ones" if new else ""
         flops = rows * len(batches) * self._forward_flops(length, new)
         tokens = rows * len(batches) * (length + new)
-        return self._planned("scoring", jax.jit(score), arguments, flops, tokens, shape)
+        return self._planned(compiled, place, (shard_bytes(held), beside), flops, tokens, shape)
 
     def decoding(self, learner: Learner, frozen: Any) -> Planned:
         """Compile the continuation of prompts: their prefill, and the loop that adds tokens."""
         new = self._new_tokens()
         rows, length = self._scored_rows(), self.experiment.data.row_tokens
-        model, tuning = self.model.for_scoring(), self.experiment.tuning
+        model, tuning = self.scoring_model, self.experiment.tuning
+        place = model.place
 
         def decode(trainable: Any, frozen: Any, prompts: Batch) -> Any:
             params = tuning.join(trainable, frozen)
             return model.generate(params, prompts, Sampling(max_new_tokens=new), ())
 
-        arguments = (learner.trainable, frozen, self.batch(rows, length, 1))
+        held, beside = self.scoring_state(learner, frozen)
+        arguments = (*held, batch_on(place, rows, length, 1))
+        compiled = self._compile("decoding", jax.jit(decode), arguments, place)
         shape = f"{rows} prompts of {length:,} tokens, {new} new ones each"
         flops = rows * self._forward_flops(length, new)
-        return self._planned("decoding", jax.jit(decode), arguments, flops, rows * new, shape)
+        return self._planned(compiled, place, (shard_bytes(held), beside), flops, rows * new, shape)
 
-    def batch(self, rows: int, length: int, examples: int) -> Batch:
-        """Give the shapes of a batch, in the shardings of a run."""
-        ints = jax.ShapeDtypeStruct((rows, length), np.int32)
-        batch = Batch(
-            tokens_BT=ints,
-            targets_BT=ints,
-            weights_BT=jax.ShapeDtypeStruct((rows, length), np.float32),
-            positions_BT=ints,
-            segments_BT=ints,
-            ids_BZ=jax.ShapeDtypeStruct((rows, examples), np.int32),
-        )
-        return placed(batch, self.place.batch(batch))
+    def _compile(self, name: str, program: Any, arguments: tuple, place: Placement) -> Compiled:
+        turns = {GENERATION: self._new_tokens() - 1}  # the prompt gives the first token
+        ids = [device.id for device in place.mesh.devices.flat]
+        shape, filled = dict(place.mesh.shape), self.filled(place)
+        return compile_program(name, program, arguments, shape, self.options, turns, ids, filled)
 
     def _planned(
-        self, name: str, program: Any, arguments: tuple, flops: float, tokens: int, shape: str
+        self,
+        compiled: Compiled,
+        place: Placement,
+        held: tuple[float, float],
+        flops: float,
+        tokens: int,
+        shape: str,
     ) -> Planned:
-        mesh, dtype = self.place.mesh, self.experiment.compute.dtype
-        turns = {GENERATION: self._new_tokens() - 1}  # the prompt gives the first token
-        devices = list(mesh.devices.flat)
-        ids = [device.id for device in devices]
-        compiled = compile_program(
-            name, program, arguments, dict(mesh.shape), self.options, turns, ids, self.filled()
+        devices, dtype = list(place.mesh.devices.flat), self.experiment.compute.dtype
+        return Planned(
+            compiled=compiled,
+            parameter_bytes=held[0],
+            beside_bytes=held[1],
+            time=roofline(compiled, self.topology, devices, dtype, flops),
+            tokens=tokens,
+            shape=shape,
         )
-        time = roofline(compiled, self.topology, devices, dtype, flops)
-        return Planned(compiled=compiled, time=time, tokens=tokens, shape=shape)
 
-    def filled(self) -> float:
+    def filled(self, place: Placement) -> float:
         """Give the share of an expert's rows that hold a token, where routing is even.
 
         A device has room for every row that all the others could send to its experts.
@@ -260,7 +305,7 @@ class Site:
         moe = self.model.arch.moe
         if moe is None:
             return 1.0
-        shards = expert_shards(self.place)
+        shards = expert_shards(place)
         room = min(moe.experts_per_token, moe.num_experts // shards)
         return moe.experts_per_token / (shards * room)
 
@@ -269,13 +314,27 @@ class Site:
         return (scorer.new_tokens if scorer else None) or NEW_TOKENS
 
     def _scored_rows(self) -> int:
-        shards = self.place.num_row_shards
+        shards = self.scoring_model.place.num_row_shards
         return -(-self.experiment.compute.scoring_rows // shards) * shards
 
     def _forward_flops(self, length: int, new: int) -> float:
         joined, _ = abstract_trees(self.experiment, self.model)
         predictions = new if new else None
         return float(forward_flops(self.model.arch, joined, length + new, predictions=predictions))
+
+
+def batch_on(place: Placement, rows: int, length: int, examples: int) -> Batch:
+    """Give the shapes of a batch, in the shardings of a run."""
+    ints = jax.ShapeDtypeStruct((rows, length), np.int32)
+    batch = Batch(
+        tokens_BT=ints,
+        targets_BT=ints,
+        weights_BT=jax.ShapeDtypeStruct((rows, length), np.float32),
+        positions_BT=ints,
+        segments_BT=ints,
+        ids_BZ=jax.ShapeDtypeStruct((rows, examples), np.int32),
+    )
+    return placed(batch, place.batch(batch))
 
 
 def placed(tree: Any, shardings: Any) -> Any:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import layouts
 from launch.plan import as_json, layouts_for, seconds
+from research.core.layout import Layout
 from research.core.parts import vary
 from research.models.architecture import Architecture, Moe
 from research.models.compute import Compute
@@ -31,7 +32,7 @@ from research.plan.compiled import (
     refusal,
 )
 from research.plan.hlo import Instruction, read, shapes_of
-from research.plan.plan import Site, plan
+from research.plan.plan import Site, plan, shard_bytes
 from research.plan.products import executed_flops, overlaps
 from research.plan.roofline import link_rate, roofline, seconds_of
 from research.plan.search import Trial, search
@@ -557,8 +558,82 @@ def test_the_rows_of_experts_are_filled_as_even_routing_fills_them(tmp_path, sha
     site = Site(tiny_run(tmp_path, changes), parse_topology("cpu:8"))
     tokens = 40
     room = shards * tokens * min(active, 8 // shards)  # of every device for one, for each token
-    assert site.filled() == pytest.approx(tokens * active / room)
-    assert site.filled() == pytest.approx(share)
+    assert site.filled(site.place) == pytest.approx(tokens * active / room)
+    assert site.filled(site.place) == pytest.approx(share)
+
+
+COUNTERS = 12  # bytes: scalars of the learner and of the optimiser
+
+
+def site_of(folder, **changes) -> Site:
+    """Make the site of a tiny run whose weights lie over eight devices."""
+    known = {"model": TINY, "data.rows": 8, "data.row_tokens": 24, "layout": layouts.fsdp()}
+    return Site(tiny_run(folder, known | changes), parse_topology("cpu:8"))
+
+
+def test_scoring_is_planned_where_it_runs_beside_what_training_keeps(tmp_path, tiny):
+    site = site_of(tmp_path, scoring_layout=layouts.data())
+    made = plan(site.experiment, parse_topology("cpu:8"), ("scoring",))
+    (scoring,) = made.programs
+    assert made.parameter_bytes == tiny.parameter_bytes
+    assert scoring.parameter_bytes == 8 * made.parameter_bytes
+    kept = made.parameter_bytes + made.optimizer_bytes
+    assert kept <= scoring.beside_bytes <= kept + COUNTERS
+    assert scoring.compiled.argument_bytes > scoring.parameter_bytes
+    assert scoring.compiled.peak_bytes > scoring.parameter_bytes
+    assert made.peak_bytes == scoring.compiled.peak_bytes + scoring.beside_bytes
+    scores = 4 * site.experiment.compute.scoring_rows / 8
+    for one in scoring.compiled.collectives:  # nothing but scores travels: no weight is gathered
+        assert one.axes == ("data",)
+        assert one.operand_bytes <= scores
+    assert any("scoring_layout, mesh {'data': 8}" in note for note in made.notes)
+    told = as_json(made)["programs"][0]
+    assert told["peak_bytes"] == made.peak_bytes
+
+
+def test_scoring_where_training_is_keeps_the_optimisers_state_beside_it(tmp_path):
+    site = site_of(tmp_path)
+    learner, frozen = site.state()
+    (trainable, _), beside = site.scoring_state(learner, frozen)
+    assert jax.tree.leaves(trainable) == jax.tree.leaves(learner.trainable)
+    kept = shard_bytes(learner.optimizer)
+    assert kept > 0
+    assert kept <= beside <= kept + COUNTERS
+    assert site.notes() == ()
+
+
+def test_weights_that_lie_as_in_training_are_held_once(tmp_path):
+    renamed = Layout(
+        axes=(("rows", 8),),
+        weights=(("D", ("rows",)),),
+        activations=(("B", ("rows",)),),
+    )
+    plain, other = site_of(tmp_path), site_of(tmp_path, scoring_layout=renamed)
+    learner, frozen = other.state()
+    (moved, _), beside = other.scoring_state(learner, frozen)
+    pairs = zip(jax.tree.leaves(learner.trainable), jax.tree.leaves(moved), strict=True)
+    copied = [a for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)]
+    assert 0 < len(copied) < len(jax.tree.leaves(moved))
+    alone = plain.scoring_state(*plain.state())[1]
+    assert beside == alone + shard_bytes(copied)
+
+
+def test_moments_that_wait_on_the_host_take_no_room_beside_scoring(tmp_path):
+    on_host = dataclasses.replace(layouts.fsdp(), optimizer_on_host=True)
+    site = site_of(tmp_path, layout=on_host)
+    assert site.scoring_state(*site.state())[1] <= COUNTERS
+
+
+@pytest.mark.parametrize(
+    ("layout", "why"),
+    [
+        (layouts.data(16), "'data': 16.* does not fit 8 devices"),
+        (layouts.fsdp_tensor(8), "axis . has size"),
+    ],
+)
+def test_a_layout_for_scoring_that_cannot_be_is_refused_as_a_run_refuses_it(tmp_path, layout, why):
+    with pytest.raises(ValueError, match=f"scoring_layout: .*{why}"):
+        site_of(tmp_path, scoring_layout=layout)
 
 
 def test_rows_that_no_layout_divides_are_refused_before_compiling(tmp_path):
