@@ -23,7 +23,7 @@ FOLDER = "processes"
 BEATS = 12  # in the time after which a process counts as missing; some may be late
 LONGEST_BEAT_S = 5.0
 GRACE_S = 10.0  # for a process to end by itself, once another has left
-SETTLE_S = 0.1  # in which another claim of a folder, begun at the same moment, is on the disk
+SETTLE_S = 0.1  # in which a claim of a folder, begun at this moment, is on the disk
 AGAIN, STOPPED = 75, 3  # exit codes: start me again (EX_TEMPFAIL), and a run that stopped
 SIGNALLED = 128  # an exit code above it is a signal's
 REQUIRED = {"start", "index", "host", "pid", "machine", "born", "beat", "beat_s"}
@@ -101,7 +101,7 @@ def write(file: Path, pulse: Mapping[str, Any]) -> None:
 
 
 def create(file: Path, pulse: Mapping[str, Any]) -> bool:
-    """Write a pulse where there is none yet, whole from the first moment on; say whether it is new.
+    """Write a file where there is none yet, whole from the first moment on; say whether it is new.
 
     A file that is created and then written is empty for a while, in which another process would
     take it for one that a dead process left.
@@ -165,7 +165,9 @@ def claim(workdir: Path, patience: Patience, say: Say) -> str:
     """Take a work directory for this process, and give the name of this start.
 
     What was left by a process that is gone is taken over: at once where that can be seen (it ran on
-    this machine), else after the time in which it would have been heard of.
+    this machine), else after the time in which it would have been heard of. Starts are numbered,
+    and only one process can create the file of a number: who pauses between looking and taking,
+    however long, finds it there.
 
     Raises:
       HeldError: another process runs there.
@@ -175,21 +177,43 @@ def claim(workdir: Path, patience: Patience, say: Say) -> str:
         raise ValueError(f"--workdir {workdir} is a file; give a folder, new or a run's own")
     folder = workdir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    file, start = file_of(folder, 0), secrets.token_hex(8)
+    file, start = _claim_of(folder, _claims(folder) + 1), secrets.token_hex(8)
+    _refuse_if_held(workdir, folder, say)
     mine = myself(0, start) | {"beat": 0, "beat_s": patience.beat_s}
-    if create(file, mine):
-        return start
-    _refuse_if_held(workdir, file, say)
-    write(file, mine)
+    if not create(file, mine):
+        raise HeldError(_held(workdir, _owner(folder)))
+    write(file_of(folder, 0), mine)
     time.sleep(SETTLE_S)
-    if read(file).get("start") != start:
-        raise HeldError(_held(workdir, read(file)))
+    owner = _owner(folder)
+    if owner.get("start") != start:
+        raise HeldError(_held(workdir, owner))
     return start
 
 
-def _refuse_if_held(workdir: Path, file: Path, say: Say) -> None:
-    """Find out whether the process that wrote a pulse still runs."""
-    owner = read(file) or _read_again(file)
+def _claims(folder: Path) -> int:
+    """Count the starts that there were: the number of the last."""
+    files = folder.glob("claim-*.json")
+    return max((int(file.stem.removeprefix("claim-")) for file in files), default=0)
+
+
+def _claim_of(folder: Path, number: int) -> Path:
+    return folder / f"claim-{number}.json"
+
+
+def _owner(folder: Path) -> dict[str, Any]:
+    """Give the last start of a folder: its pulse, or its claim, if it has no pulse yet."""
+    file = _claim_of(folder, _claims(folder))
+    claimed = read(file)
+    if not claimed and file.exists():  # it is being written, or its writer died over it
+        time.sleep(SETTLE_S)
+        claimed = read(file)
+    pulse = read(file_of(folder, 0))
+    return pulse if not claimed or pulse.get("start") == claimed["start"] else claimed
+
+
+def _refuse_if_held(workdir: Path, folder: Path, say: Say) -> None:
+    """Find out whether the process that holds a folder still runs."""
+    owner = _owner(folder)
     if not owner or owner.get("left"):
         return
     here = machine()
@@ -202,22 +226,17 @@ def _refuse_if_held(workdir: Path, file: Path, say: Say) -> None:
     until = time.monotonic() + wait_s
     while time.monotonic() < until:
         time.sleep(owner["beat_s"] / 2)
-        now = read(file)
+        now = _owner(folder)
         if now.get("left"):
             return
         if (now.get("start"), now.get("beat")) != (owner["start"], owner["beat"]):
             raise HeldError(_held(workdir, now or owner))
 
 
-def _read_again(file: Path) -> dict[str, Any]:
-    """Read a pulse that was not whole: it is being written, or its writer died over it."""
-    time.sleep(SETTLE_S)
-    return read(file)
-
-
 def _held(workdir: Path, owner: Mapping[str, Any]) -> str:
+    who = described(owner) if owner else "a process that has only begun"
     return (
-        f"{workdir} is held by {described(owner)}, which runs there; wait for it, end it, or give "
+        f"{workdir} is held by {who}, which runs there; wait for it, end it, or give "
         "another --workdir"
     )
 
@@ -225,9 +244,9 @@ def _held(workdir: Path, owner: Mapping[str, Any]) -> str:
 class Pulse:
     """Says from a thread that this process lives and what it does; it is a watch of the loop.
 
-    A file that another start has taken over ends this process at once: two must not write to one
-    work directory. Where the process is alone, the thread also reports a run that hangs; one that
-    has a guard writes its stacks when that asks for them by SIGUSR1.
+    A file that another start has taken over ends this process at its next beat: two must not write
+    to one work directory. Where the process is alone, the thread also reports a run that hangs; one
+    that has a guard writes its stacks when that asks for them by SIGUSR1.
     """
 
     def __init__(self, folder: Path, index: int, start: str, patience: Patience, *, alone: bool):
