@@ -66,8 +66,8 @@ class Stub:
 
     def compile(self, model: Any, place: Any, structure: Any) -> Any:
         """Stand in for `compile_step`."""
-        del place, structure
-        self._real = step_program(model)
+        del structure
+        self._real = step_program(model, place)
         return self
 
     def __call__(self, learner: Any, frozen: Any, batch: Any, *others: Any) -> Any:

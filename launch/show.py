@@ -114,7 +114,7 @@ def compiled_memory(prepared: Prepared, learner: Learner, frozen: Any) -> Any:
     update: Update = prepared.experiment.update()
     span = (np.int32(0), np.int32(prepared.experiment.clock.steps))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    program = jax.jit(step_program(prepared.model), donate_argnums=0)
+    program = jax.jit(step_program(prepared.model, prepared.place), donate_argnums=0)
     return program.lower(learner, frozen, batch, update, span, key).compile().memory_analysis()
 
 

@@ -189,7 +189,7 @@ def compile_stacked(model: Model, place: Placement, structure: Any, lanes: int) 
     return Programs(
         stack=jax.jit(stack, out_shardings=many),
         step=jax.jit(
-            jax.vmap(step_program(model), in_axes=(0, None, 0, 0, 0, 0)),
+            jax.vmap(step_program(model, place), in_axes=(0, None, 0, 0, 0, 0)),
             donate_argnums=0,
             out_shardings=(many, place.replicated),
         ),

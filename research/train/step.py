@@ -90,7 +90,7 @@ def compile_step(model: Model, place: Placement, structure: Any) -> Step:
     treedef, leaves = structure
     shardings = jax.tree.unflatten(treedef, [sharding for _, _, sharding in leaves])
     return jax.jit(
-        step_program(model, place.layout.optimizer_on_host),
+        step_program(model, place),
         donate_argnums=0,
         out_shardings=(shardings, place.replicated),
     )
@@ -111,9 +111,9 @@ def abstractly(learner: Learner) -> Learner:
     )
 
 
-def step_program(model: Model, optimizer_on_host: bool = False) -> Step:
-    """Give the step of a model, not compiled."""
-    return functools.partial(_step, model, optimizer_on_host)
+def step_program(model: Model, place: Placement) -> Step:
+    """Give the step of a model on a placement, not compiled."""
+    return functools.partial(_step, model, place)
 
 
 def structure_of(learner: Learner) -> Any:
@@ -128,7 +128,7 @@ def _hashable(tree: Tree) -> Any:
 
 def _step(
     model: Model,
-    optimizer_on_host: bool,
+    place: Placement,
     learner: Learner,
     frozen: Tree,
     batch: Batch,
@@ -138,12 +138,12 @@ def _step(
 ) -> tuple[Learner, Report]:
     first, steps = span
     learning_rate = update.schedule((learner.step - first + 0.5) / steps)
-    gradients, loss, report = _gradients(model, learner, frozen, batch, update, key)
+    gradients, loss, report = _gradients(model, place, learner, frozen, batch, update, key)
     gradients, norm = clip(gradients, update.max_gradient_norm)
     sound = jnp.isfinite(norm) & jnp.isfinite(loss)
     keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(sound, new, old))
     held = gradients, learner.optimizer, learner.trainable, learning_rate
-    if optimizer_on_host:
+    if place.layout.optimizer_on_host:
         trainable, optimizer = moved_in_turns(update.optimizer, *held, keep)
     else:
         changes, optimizer = update.optimizer.update(*held)
@@ -191,7 +191,13 @@ def balance(balancing: Balancing | None, trainable: Tree, report: Report) -> Tre
 
 
 def _gradients(
-    model: Model, learner: Learner, frozen: Tree, batch: Batch, update: Update, key: jax.Array
+    model: Model,
+    place: Placement,
+    learner: Learner,
+    frozen: Tree,
+    batch: Batch,
+    update: Update,
+    key: jax.Array,
 ) -> tuple[Tree, jax.Array, Report]:
     """Give d(mean loss)/d(trainable) over the whole batch, however it is cut into micro-batches."""
     key = jax.random.fold_in(key, learner.step)
@@ -210,7 +216,9 @@ def _gradients(
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), learner.trainable)
 
         def body(summed: Tree, item: tuple) -> tuple[Tree, tuple]:
-            gradients, seen = differentiate(learner.trainable, *item)
+            rows, key = item
+            rows = jax.lax.with_sharding_constraint(rows, place.batch(rows))
+            gradients, seen = differentiate(learner.trainable, rows, key)
             return jax.tree.map(lambda s, g: s + g, summed, gradients), seen
 
         gradients, (totals, reports) = jax.lax.scan(
