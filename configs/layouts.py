@@ -35,16 +35,16 @@ def fsdp_tensor(tensor: int, *, fsdp: int = -1, data: int = 1, context: int = 1)
 
 
 def context(n: int, *, fsdp: int = -1, data: int = 1) -> Layout:
-    """Split the tokens of each row over `n` devices, weights and rows over the others.
+    """Split the tokens of each row over `n` devices, rows over the others, weights over all.
 
     Keys and values are gathered for attention; everything else is a token's own.
     """
     return _layout(data=data, fsdp=fsdp, context=n)
 
 
-def expert(n: int, *, fsdp: int = -1, data: int = 1, tensor: int = 1) -> Layout:
+def expert(n: int, *, fsdp: int = -1, data: int = 1, context: int = 1, tensor: int = 1) -> Layout:
     """Split experts over `n` devices, to which tokens travel; everything else as `fsdp` does."""
-    return _layout(data=data, fsdp=fsdp, expert=n, tensor=tensor)
+    return _layout(data=data, fsdp=fsdp, expert=n, context=context, tensor=tensor)
 
 
 def pod(
@@ -67,7 +67,7 @@ def _layout(**sizes: int) -> Layout:
         held = ((letter, tuple(a for a in names if a in there)) for letter, names in wanted)
         return tuple((letter, names) for letter, names in held if names)
 
-    tensor, shared = ("tensor",), ("fsdp", "expert", "tensor")
+    tensor, shared = ("tensor",), ("fsdp", "expert", "context", "tensor")
     return Layout(
         axes=axes,
         weights=rules(
@@ -80,5 +80,5 @@ def _layout(**sizes: int) -> Layout:
             ("F", tensor),
         ),
         spare=rules(*((letter, shared) for letter in SPARE)),
-        overrides=(("embed_V_D", (*rules(("V", ("fsdp", "tensor"))), ("D", ()))),),
+        overrides=(("embed_V_D", (*rules(("V", ("fsdp", "context", "tensor"))), ("D", ()))),),
     )
