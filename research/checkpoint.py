@@ -17,7 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from research.core.parts import part, require
-from research.core.processes import is_first, told_by_first
+from research.core.processes import is_first, told_by_first, wait_for_all
 from research.core.records import Learner
 
 FORMAT = "maktab-checkpoint/1"
@@ -94,7 +94,7 @@ class Store:
         said = contextlib.nullcontext() if error is None else contextlib.suppress(Exception)
         with said:  # Orbax raises what failed once more; the error that is under way comes first
             try:
-                self.wait()
+                self.wait() if error else self.wait_for_all()
             finally:
                 self._finisher.shutdown()
                 self._orbax.close()
@@ -172,6 +172,14 @@ class Store:
             for stale in self.folder.glob("*.digests.json"):
                 if int(stale.name.split(".")[0]) not in self.steps:
                     stale.unlink()
+
+    def wait_for_all(self) -> None:
+        """Wait until every process has come here with its saves done: then all may leave.
+
+        The first one digests alone; were the others to leave meanwhile, their guards would stop it.
+        """
+        self.wait()
+        wait_for_all("saved")
 
     @contextlib.contextmanager
     def _written(self, step: int) -> Iterator[None]:

@@ -220,7 +220,7 @@ def leave(prepared: Prepared, state: State, store: Store) -> None:
     store.wait()
     if step and step not in store.steps:
         save(prepared, state, store, {})
-        store.wait()
+    store.wait_for_all()
     saved = f"saved at step {step} of {steps}" if step else "no step was made yet"
     raise PreemptedError(f"asked to leave, as by SIGTERM: {saved}; the same command goes on there")
 
