@@ -43,8 +43,10 @@ from research.train.prepare import Prepared, prepare
 from research.train.step import step_program
 from research.tuning.full import Full
 
-STEP_S, CYCLE = 0.1, 25
+STEP_S = 0.1
+CYCLE, SAVED = 25, 100  # steps between looks of the host, and between saves
 EXAMPLES = 512
+UNSHOWN = ("batches", "laps_of_cycles")
 
 
 class Nobody:
@@ -112,7 +114,7 @@ def gaps_of(spans: list[tuple[float, float]]) -> list[float]:
     return [later[0] - earlier[1] for earlier, later in itertools.pairwise(spans)]
 
 
-def experiment(folder: Path, steps: int, save_every: int) -> Experiment:
+def experiment(folder: Path, steps: int) -> Experiment:
     """Give full fine-tuning of the model of `benchmarks/step.py` on packed random tokens."""
     random, file = np.random.default_rng(0), folder / "rows.jsonl"
     lengths = random.integers(32, TOKENS, EXAMPLES)
@@ -129,7 +131,7 @@ def experiment(folder: Path, steps: int, save_every: int) -> Experiment:
         optimizer=AdamW(),
         schedule=Constant(peak_lr=1e-4),
         curriculum=curricula.random(),
-        clock=Clock(steps=steps, cycle_steps=CYCLE, save_every=save_every, evaluate_every=0),
+        clock=Clock(steps=steps, cycle_steps=CYCLE, save_every=SAVED // CYCLE, evaluate_every=0),
     )
 
 
@@ -182,24 +184,34 @@ def _built(filled: Any, row_tokens: int, segments: int, part: slice) -> Any:
 
 
 def measure(steps: int) -> dict[str, Any]:
-    """Run with a save after every cycle, and time batches on their own."""
+    """Run with saves, then the stub alone, and time batches on their own.
+
+    What a save stalls is the gap that it lies in, beyond the usual gap between two cycles.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        made = prepare(experiment(folder, steps, save_every=CYCLE))
+        made = prepare(experiment(folder, steps))
         stub, timing = run(made, folder / "run")
-        inside = [gap for i, gap in enumerate(gaps_of(stub.spans), start=1) if i % CYCLE]
+        gaps = dict(enumerate(gaps_of(stub.spans), start=1))
         alone = stub.alone(steps)
+        inside = [gap for i, gap in gaps.items() if i % CYCLE]
+        between = [gap for i, gap in gaps.items() if i % CYCLE == 0 and i % SAVED]
+        stalls = [gap - statistics.median(between) for i, gap in gaps.items() if i % SAVED == 0]
         added_s = statistics.median(inside) - statistics.median(alone)
-        stalls = [line["save_s"] for line in timing]
+        around_s = sum(inside + between) - statistics.median(alone) * len(inside + between)
+        looped_s = around_s + STEP_S * len(inside + between)
         record = {
             "step_s": STEP_S,
+            "steps_of_a_cycle": CYCLE,
             "state_bytes": state_bytes(made),
             "idle_inside_a_cycle_s": summarise(inside),
+            "idle_between_cycles_s": summarise(between),
             "idle_of_the_stub_alone_s": summarise(alone),
-            "idle_fraction_added_by_the_loop": added_s / STEP_S,
-            "laps_of_cycles": timing,
-            "save_stall_s": stalls,
+            "idle_fraction_added_inside_a_cycle": added_s / STEP_S,
+            "idle_fraction_added_in_all_but_saves": around_s / looped_s,
+            "save_stalls_s": stalls,
             "save_stall_fraction_at_one_a_minute": statistics.median(stalls) / 60,
+            "laps_of_cycles": timing,
             "batches": batches(made, 6),
         }
     fast = [line["cpu_s"] for line in record["batches"]]
@@ -208,11 +220,11 @@ def measure(steps: int) -> dict[str, Any]:
 
 def main(
     out: Annotated[Path | None, typer.Option(help="Where the JSON record goes.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the run; a multiple of 25.")] = 150,
+    steps: Annotated[int, typer.Option(help="Steps of the run; a multiple of 100.")] = 500,
 ) -> None:
     """Measure the loop and write a record."""
     record = measure(steps)
-    typer.echo(json.dumps({k: v for k, v in record.items() if k != "batches"}, indent=1))
+    typer.echo(json.dumps({k: v for k, v in record.items() if k not in UNSHOWN}, indent=1))
     if out is not None:
         write(out, record)
 
