@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import re
 import signal
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from launch.processes import Meeting, Notice, is_own, join
+from launch.processes import Meeting, Notice, connect, is_own, join
 from launch.runs import run
+from research.train import watchdog
 from research.train.loop import PreemptedError, train
 from research.train.prepare import prepare
 from research.train.watchdog import (
@@ -117,7 +119,8 @@ def test_who_was_killed_is_named_by_all_others(tmp_path):
     with workers(tmp_path, "works", "works", "works", peer_s=PATIENT_S) as together:
         pid = pids(tmp_path, together)[1]
         os.kill(pid, signal.SIGKILL)
-        assert together.codes() == [AGAIN, 128 + signal.SIGKILL, AGAIN]
+        codes = together.codes_in_time(time.monotonic(), PATIENT_S)
+        assert codes == [AGAIN, 128 + signal.SIGKILL, AGAIN]
         for index in (0, 2):
             says = rf"process 1 \(host .*, pid {pid}, last at step 4, .*\) has left: it was killed"
             assert re.search(says, together.said(index))
@@ -129,7 +132,7 @@ def test_a_process_that_stalls_is_missing_in_the_stated_time(tmp_path):
         pid = pids(tmp_path, together)[1]
         os.kill(pid, signal.SIGSTOP)
         begun = time.monotonic()
-        assert together.codes() == [AGAIN, AGAIN]
+        assert together.codes_in_time(begun, SILENT_S) == [AGAIN, AGAIN]
         assert time.monotonic() - begun > 0.5 * SILENT_S
         assert f"pid {pid}, last at step 4, scoring the pool) is missing: not heard of for" in (
             together.said(0)
@@ -140,7 +143,7 @@ def test_a_host_that_vanishes_is_missing_and_its_worker_does_not_stay(tmp_path):
     with workers(tmp_path, "works", "works") as together:
         pid = pids(tmp_path, together)[0]
         together.running[0].kill()  # the guard; its worker dies with it
-        assert together.codes()[1] == AGAIN
+        assert together.codes_in_time(time.monotonic(), SILENT_S)[1] == AGAIN
         assert "process 0 (" in together.said(1)
         assert "is missing: not heard of for" in together.said(1)
         until(lambda: not alive(pid), "the worker to die with its guard")
@@ -277,6 +280,51 @@ def test_of_several_that_claim_a_folder_at_once_one_has_it(tmp_path):
     assert held == [read(file_of(tmp_path / "processes", 0))["start"]]
 
 
+@pytest.mark.parametrize("pauses_before", ["create", "write"])
+def test_of_two_that_take_over_one_has_it_however_long_the_other_pauses(
+    tmp_path, monkeypatch, pauses_before
+):
+    holder(tmp_path, born="1")
+    does, held = getattr(watchdog, pauses_before), []
+
+    def enter() -> None:
+        with contextlib.suppress(HeldError):
+            held.append(claim(tmp_path, Patience(), print))
+
+    def does_late(*what):
+        monkeypatch.setattr(watchdog, pauses_before, does)
+        enter()  # another comes, looks, and is done with it
+        return does(*what)
+
+    monkeypatch.setattr(watchdog, pauses_before, does_late)
+    enter()
+    assert held == [read(file_of(tmp_path / "processes", 0))["start"]]
+
+
+def test_a_process_that_died_between_its_claim_and_its_pulse_holds_nothing(tmp_path):
+    holder(tmp_path, born="1")
+    first = claim(tmp_path, Patience(), print)
+    folder = tmp_path / "processes"
+    died = read(file_of(folder, 0)) | {"born": "1"}
+    write(folder / "claim-1.json", died)
+    write(file_of(folder, 0), died | {"start": "earlier"})
+    second = claim(tmp_path, Patience(), print)
+    assert second != first
+    assert read(file_of(folder, 0))["start"] == second
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "0.json",
+        "claim-1.json",
+        "claim-2.json",
+    ]
+
+
+def test_a_claim_that_was_not_written_whole_holds_nothing(tmp_path):
+    holder(tmp_path, born="1")
+    (tmp_path / "processes" / "claim-1.json").write_text('{"start": "ab')
+    start = claim(tmp_path, Patience(), print)
+    assert read(tmp_path / "processes" / "claim-2.json")["start"] == start
+
+
 def test_what_came_to_its_end_holds_nothing(tmp_path):
     holder(tmp_path, left={"code": 0, "why": "", "sure": True, "other": False})
     claim(tmp_path, Patience(), print)
@@ -379,6 +427,32 @@ def test_a_run_that_is_asked_to_leave_saves_and_goes_on_bit_for_bit(tmp_path):
 def test_a_meeting_that_cannot_be_is_refused(given, words):
     with pytest.raises(ValueError, match=words):
         Meeting(**given)
+
+
+def test_where_processes_find_one_another_jax_is_told_none_of_it(monkeypatch):
+    """Every number and address that is not given is looked for in Slurm's variables, a TPU's
+    metadata, or those of Open MPI; one that is given would be taken as it is."""
+    signature, given = inspect.signature(jax.distributed.initialize), []
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # collectives, for this process
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda *words, **named: given.append(signature.bind(*words, **named).arguments),
+    )
+    members = connect(Meeting(automatic=True, join_s=7.0))
+    (told,) = given
+    said = {name: value for name, value in told.items() if value is not None}
+    assert said.keys() == {"initialization_timeout", "heartbeat_timeout_seconds"}
+    assert said["initialization_timeout"] == 7
+    assert [member["me"] for member in members] == [True]
+
+
+def test_what_is_said_by_hand_is_what_jax_is_told(monkeypatch):
+    given = []
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *words, **_: given.append(words))
+    connect(Meeting(coordinator="here:1", processes=3, process=2))
+    assert given == [("here:1", 3, 2)]
 
 
 def test_one_alone_meets_nobody():

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from research.train.watchdog import FOLDER
+from launch.guard import STACKS_S
+from research.train.watchdog import FOLDER, GRACE_S, Patience
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 600.0  # ends a hang; four processes on a busy machine take minutes to begin
+SLACK_S = 120.0  # what a busy machine adds to the time that docs/processes.md states
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 
@@ -79,11 +81,30 @@ class Crew:
         end = time.monotonic() + limit_s
         return [p.wait(max(end - time.monotonic(), 0.1)) for p in self.running]
 
+    def codes_in_time(self, since: float, peer_s: float) -> list[int]:
+        """Give the exit codes, once all have ended in the stated time after a loss.
+
+        Args:
+          since: when it was, by the monotonic clock.
+        """
+        within_s = stated_s(peer_s) + SLACK_S
+        codes = self.codes(LIMIT_S)
+        took_s = time.monotonic() - since
+        assert took_s < within_s, (
+            f"the last ended {took_s:.0f} s after the loss, not {within_s:.0f}"
+        )
+        return codes
+
     def end(self) -> None:
         """Kill what still runs; workers go with their guards."""
         for process in self.running:
             process.kill()
             process.wait()
+
+
+def stated_s(peer_s: float) -> float:
+    """Give in what time after a loss the last process has ended, as docs/processes.md states it."""
+    return peer_s + 3 * Patience(peer_s=peer_s).beat_s + 2 * (GRACE_S + STACKS_S)
 
 
 @contextmanager
