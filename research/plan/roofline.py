@@ -19,7 +19,8 @@ from research.plan.compiled import Compiled
 from research.plan.topologies import NODE, Topology
 
 ASSUMPTIONS = (
-    "products run at the data sheet's peak for the compute dtype; nothing else takes time",
+    "products run at the data sheet's peak for the compute dtype, float32 ones at that of exact"
+    " products; nothing else takes time",
     "routing is even: of the rows that a mixture's experts are given room for, they multiply those"
     " that hold a token",
     "every operation reads its operands from memory and writes its results once, at full bandwidth",

@@ -43,6 +43,7 @@ from tests.flow.runs import tiny_run
 LAYERS, ROWS, WIDTH = 5, 24, 32
 MESH = {"data": 2, "fsdp": 4}
 EXACT = 1e-12
+ROUNDED = 5e-3  # data sheets give two or three digits
 
 # As a TPU's compiler writes it: a loop whose trips only its condition, its body and its entry tell;
 # a gather that is spread over a chain of fusions; a reduce-scatter as a fusion that slices an
@@ -389,11 +390,25 @@ def test_dimensions_close_to_rings_where_the_vendor_closes_them(text, rings):
 def test_every_chip_says_where_its_numbers_are_from():
     for chip in CHIPS.values():
         assert 0 < chip.usable_bytes <= 1.01 * chip.memory_bytes, chip.name
-        assert chip.peak_flops_per_s["bfloat16"] >= chip.peak_flops_per_s["float32"] > 0
         assert 100 < chip.balance("bfloat16") < 1000, chip.name
         wanted = {"memory", "usable", "peak", "memory bandwidth", "links", "slower network"}
         assert set(chip.sources) == wanted
         assert all(chip.sources.values())
+
+
+@pytest.mark.parametrize("name", ["v4", "v5e", "v5p", "v6e", "7x"])
+def test_an_exact_float32_product_takes_six_bfloat16_passes_on_a_tpu(name):
+    peak = CHIPS[name].peak_flops_per_s
+    assert peak["bfloat16"] == pytest.approx(6 * peak["float32"], rel=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "clock"),
+    [("a100", 6912, 1.41e9), ("h100", 16896, 1.98e9), ("h200", 16896, 1.98e9)],
+)
+def test_an_exact_float32_product_runs_on_the_cuda_cores_of_a_gpu(name, cores, clock):
+    peak = CHIPS[name].peak_flops_per_s["float32"]
+    assert peak == pytest.approx(2 * cores * clock, rel=ROUNDED)
 
 
 def collective(**fields) -> Collective:
