@@ -35,8 +35,10 @@ ADVICE = (
     "try --search, more micro_batches, compute.remat=full, a vocabulary_chunk, fewer scoring_rows, "
     "or more chips"
 )
-# libtpu looks for the machine it is on, and says at length that there is none.
-QUIET = {
+# libtpu looks for the machine it is on, and says at length that there is none. jax's CUDA plugin
+# asks for libraries that a run needs and a compiler does not.
+ABSENT = {
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -142,7 +144,7 @@ def opened(text: str) -> Topology:
     topology = parse_topology(text)
     if topology.platform == "cpu":
         jax.config.update("jax_num_cpu_devices", topology.shape[0])
-    for name, value in QUIET.items():
+    for name, value in ABSENT.items():
         os.environ.setdefault(name, value)
     return topology
 
