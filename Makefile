@@ -58,7 +58,7 @@ test-slow: $(VENV)/parity  ## minutes: kills at random moments, larger checkpoin
 	$(RUN)/python -m pytest -m slow --ignore tests/aot
 
 test-aot: $(VENV)/dev  ## compile for TPU and CUDA without either
-	$(RUN)/python -m pip install --quiet 'jax[tpu]'
+	$(RUN)/python -m pip install --quiet 'jax[tpu]' jax-cuda13-plugin jax-cuda13-pjrt
 	$(RUN)/python -m pytest -m slow tests/aot
 
 parity: $(VENV)/parity  ## live against torch, transformers and peft
