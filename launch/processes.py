@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.guard import Tell, guarded_by_parent
-from launch.rollcall import host_and_port, roll_call
+from launch.rollcall import JoinError, host_and_port, roll_call
 from research.train.watchdog import FOLDER, STOPPED, Patience, Pulse, claim
 
 JAX_START_S = 60.0  # for jax to connect processes that have met
@@ -122,20 +122,33 @@ def join(meeting: Meeting, say: Callable[[str], None]) -> Group:
 
 
 def connect(meeting: Meeting) -> list[dict[str, Any]]:
-    """Let jax connect the processes; give what each of them is, in order."""
+    """Let jax connect the processes; give what each of them is, in order.
+
+    Raises:
+      JoinError: jax was to find the others, and there is nothing by which it could.
+    """
     import jax
 
     from research.core.processes import from_all
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     wait_s = meeting.join_s if meeting.automatic else JAX_START_S
-    jax.distributed.initialize(
-        meeting.coordinator or None,
-        meeting.processes,
-        meeting.process,
-        initialization_timeout=int(wait_s) or 1,
-        heartbeat_timeout_seconds=int(LATER * meeting.patience.peer_s) + 1,
-    )
+    try:
+        jax.distributed.initialize(
+            meeting.coordinator or None,
+            meeting.processes,
+            meeting.process,
+            initialization_timeout=int(wait_s) or 1,
+            heartbeat_timeout_seconds=int(LATER * meeting.patience.peer_s) + 1,
+        )
+    except ValueError as error:  # an address or a number that nothing here says
+        if not meeting.automatic:
+            raise
+        raise JoinError(
+            f"--distributed: jax finds no cluster here ({error}) Start the command where there is "
+            "one: by srun or mpirun, on every worker of a TPU slice, in every pod; or name the "
+            "processes: --coordinator HOST:PORT --processes N --process I"
+        ) from error
     kinds = sorted({device.device_kind for device in jax.local_devices()})
     members = from_all(
         {

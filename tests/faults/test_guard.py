@@ -38,7 +38,7 @@ from research.train.watchdog import (
     read,
     write,
 )
-from tests.flow.crew import ROOT, Crew, crew, until
+from tests.flow.crew import LIMIT_S, ROOT, Crew, crew, until
 from tests.flow.runs import Silent, tiny_run
 
 # Nothing here is measured in seconds but silence, which must be longer than a busy machine keeps a
@@ -445,6 +445,19 @@ def test_where_processes_find_one_another_jax_is_told_none_of_it(monkeypatch):
     assert said.keys() == {"initialization_timeout", "heartbeat_timeout_seconds"}
     assert said["initialization_timeout"] == 7
     assert [member["me"] for member in members] == [True]
+
+
+def test_where_there_is_nothing_to_find_the_others_by_it_is_said():
+    program = "from launch.processes import Meeting, connect; connect(Meeting(automatic=True))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert "JoinError: --distributed: jax finds no cluster here" in done.stderr
 
 
 def test_what_is_said_by_hand_is_what_jax_is_told(monkeypatch):
