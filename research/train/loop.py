@@ -77,6 +77,47 @@ def never() -> bool:
     return False
 
 
+@dataclasses.dataclass(kw_only=True)
+class Steps:
+    """A cycle's rows, packed step by step as they are asked for: the devices run those before.
+
+    Attributes:
+      waiting: examples that no step has taken yet, in order.
+      packed: the rows of each step so far.
+    """
+
+    prepared: Prepared
+    cycle: Cycle
+    waiting: list[int]
+    packed: list[Rows] = dataclasses.field(default_factory=list)
+
+    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+        """Yield the number of each step, from 1, and its rows.
+
+        Raises:
+          ValueError: a step would have no example.
+        """
+        for index in range(self.cycle.num_steps):
+            number = self.cycle.first + index + 1
+            if index == len(self.packed):
+                self._pack(number)
+            yield number, self.packed[index]
+
+    def _pack(self, number: int) -> None:
+        if not self.waiting:
+            raise ValueError(
+                f"step {number}: round {self.cycle.round} has no example left for it; lower "
+                "clock.steps, select a larger fraction, or allow repeats"
+            )
+        pool, data = self.prepared.pool, self.prepared.experiment.data
+        most = data.rows * data.segments
+        rows, left = pack(
+            self.waiting[:most], pool.lengths_X, data.rows, data.row_tokens, data.segments
+        )
+        self.packed.append(rows)
+        self.waiting = left + self.waiting[most:]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """A cycle's steps, which a run wants done.
@@ -89,7 +130,7 @@ class Work:
     prepared: Prepared
     state: State
     cycle: Cycle
-    rows: Rows
+    steps: Steps
     asked: AskedTerms | None = None
 
     def wait_for_scores(self) -> float:
@@ -185,16 +226,16 @@ def loop(
                 state, cost = open_round(prepared, state, cycle, gauge, record, watch)
             ids, asked = ask_ahead(prepared, state, cycle, gauge)
             clock.lap("score_s")
-            rows, state = plan(prepared, state, cycle)
+            steps, state = plan(prepared, state, cycle)
             clock.lap("plan_s")
-            done = yield Work(prepared=prepared, state=state, cycle=cycle, rows=rows, asked=asked)
+            done = yield Work(prepared=prepared, state=state, cycle=cycle, steps=steps, asked=asked)
             clock.charge("steps_s", done.seconds)
             clock.charge("score_s", done.waited_s)
             if asked is not None:
                 state, cost = keep_ahead(prepared, state, cycle, ids, asked, cost)
             report = functools.reduce(Report.__add__, done.seen)
-            state = observe(prepared, state, done.learner, report)
-            record_order(record, cycle, rows, report)
+            state = observe(prepared, state, done.learner, report, steps.waiting)
+            record_order(record, steps, report)
             refuse_non_finite(prepared, state, cycle, done.seen, store)
             metrics = summarise(prepared, state, cycle, report)
             record.metrics(cycle.last, metrics)
@@ -370,36 +411,13 @@ def reset_optimizer(prepared: Prepared, learner: Learner) -> Learner:
     return dataclasses.replace(learner, optimizer=reset(learner.trainable))
 
 
-def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Rows, State]:
-    """Take the cycle's examples from the queue and pack them, step by step, into rows.
-
-    Raises:
-      ValueError: a step of the cycle would have no example.
-    """
-    experiment, pool, data = prepared.experiment, prepared.pool, prepared.experiment.data
-    curriculum, num_rows = experiment.curriculum, cycle.num_steps * data.rows
-    ids, held = curriculum.plan(
-        state.curriculum, num_rows * data.segments, experiment.seed_of("order")
-    )
-    rows, waiting, most = [], ids.tolist(), data.rows * data.segments
-    for number in range(cycle.first + 1, cycle.last + 1):
-        if not waiting:
-            raise ValueError(
-                f"step {number}: round {cycle.round} has no example left for it; lower "
-                "clock.steps, select a larger fraction, or allow repeats"
-            )
-        packed, left = pack(
-            waiting[:most], pool.lengths_X, data.rows, data.row_tokens, data.segments
-        )
-        rows, waiting = rows + packed, left + waiting[most:]
-    return rows, dataclasses.replace(state, curriculum=curriculum.put_back(held, waiting))
-
-
-def steps_of(cycle: Cycle, rows: Rows) -> Iterator[tuple[int, Rows]]:
-    """Cut the cycle's rows into batches, with the number of each step (from 1)."""
-    size = len(rows) // cycle.num_steps
-    for index in range(cycle.num_steps):
-        yield cycle.first + index + 1, rows[index * size : (index + 1) * size]
+def plan(prepared: Prepared, state: State, cycle: Cycle) -> tuple[Steps, State]:
+    """Take what the cycle's steps may use from the queue; `observe` puts back what they leave."""
+    experiment, data = prepared.experiment, prepared.experiment.data
+    most = cycle.num_steps * data.rows * data.segments
+    ids, held = experiment.curriculum.plan(state.curriculum, most, experiment.seed_of("order"))
+    steps = Steps(prepared=prepared, cycle=cycle, waiting=ids.tolist())
+    return steps, dataclasses.replace(state, curriculum=held)
 
 
 def run_steps(work: Work, profile: tuple[int, int] | None, workdir: Path) -> Done:
@@ -432,7 +450,7 @@ def fixed_for(work: Work) -> tuple[Update, tuple[np.int32, np.int32], jax.Array]
 
 def stream(work: Work) -> Iterator[Batch]:
     """Put one batch after the other on the devices, one ahead of the step that runs."""
-    for _, rows in steps_of(work.cycle, work.rows):
+    for _, rows in work.steps:
         build = functools.partial(build_batch, work.prepared, rows)
         yield work.prepared.place.put_rows(len(rows), build)
 
@@ -444,19 +462,23 @@ def build_batch(prepared: Prepared, rows: Rows, part: slice = slice(None)) -> Ba
     return pack_batch(filled, data.row_tokens, data.segments)
 
 
-def observe(prepared: Prepared, state: State, learner: Learner, report: Report) -> State:
-    """Take in what the cycle's steps made of the learner, and what they saw of each example."""
-    curriculum = prepared.experiment.curriculum.observe(state.curriculum, report.rows)
-    return State(learner=learner, frozen=state.frozen, curriculum=curriculum)
+def observe(
+    prepared: Prepared, state: State, learner: Learner, report: Report, waiting: Sequence[int]
+) -> State:
+    """Take in what the cycle's steps made of the learner, saw of each example, and left over."""
+    curriculum = prepared.experiment.curriculum
+    held = curriculum.put_back(state.curriculum, waiting)
+    held = curriculum.observe(held, report.rows)
+    return State(learner=learner, frozen=state.frozen, curriculum=held)
 
 
-def record_order(record: AnyRecord, cycle: Cycle, rows: Rows, report: Report) -> None:
+def record_order(record: AnyRecord, steps: Steps, report: Report) -> None:
     """Write down which examples each step saw, and the loss that each of them had."""
     loss_BZ = report.rows["loss_nats"] / np.maximum(report.rows["tokens"], 1)
     losses = iter(loss_BZ.tolist())
-    for number, step_rows in steps_of(cycle, rows):
-        record.order(number, cycle.round, step_rows)
-        record.losses(number, [next(losses)[: len(row)] for row in step_rows])
+    for number, rows in steps:
+        record.order(number, steps.cycle.round, rows)
+        record.losses(number, [next(losses)[: len(row)] for row in rows])
 
 
 def summarise(prepared: Prepared, state: State, cycle: Cycle, report: Report) -> dict[str, Any]:

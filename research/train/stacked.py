@@ -34,7 +34,6 @@ from research.train.loop import (
     fixed_for,
     loop,
     never,
-    steps_of,
 )
 from research.train.prepare import Prepared
 from research.train.step import initialise, step_program, structure_of
@@ -152,7 +151,7 @@ def furthest_behind(waiting: Mapping[int, Work]) -> list[int]:
 def stream(works: Sequence[Work]) -> Iterator[Batch]:
     """Put the batches of one step of all runs on the devices, one ahead of the step that runs."""
     place = works[0].prepared.place
-    for step in zip(*(steps_of(work.cycle, work.rows) for work in works), strict=True):
+    for step in zip(*(work.steps for work in works), strict=True):
         rows = [
             build_batch(work.prepared, rows) for work, (_, rows) in zip(works, step, strict=True)
         ]
