@@ -1,14 +1,17 @@
 """A small base model that knows a little of each domain: something for a curriculum to start from.
 
 Question: stories260k has never seen a technical text, so no order of examples can be compared on
-  it. What does a model of ten million parameters know after one pass over a few domains?
+  it. What does a model of ten million parameters know after a few million tokens of a few domains?
 Method: A Qwen3-shaped decoder of 10.4 million parameters, its own tokenizer of 8,192 pieces
   (`python experiments/edco/tokenizer.py`), plain text rows, Full fine-tuning from random weights
   with Muon; questions and answers of the general part of each domain (`configs/domains.py`), never
   of its pool or its test part; medical answers, stories and arithmetic for English.
 Expectation: letters of nothing, but likelihoods of answers above chance.
 Command: maktab train experiments/edco/base.py   (the data: experiments/edco/README.md)
-Result: not run yet.
+Result: 1,200 steps of 4,096 tokens, 4.5 million of them trained on, in two hours of a busy CPU of two
+  cores (half of that alone). Held-out O-RAN questions with their answers: 9.07 nats a token before,
+  4.02, 3.51, 3.22, 3.00, 2.86 and 2.82 after each 200 steps; 1.15 bits a byte at the end.
+  `experiments/assets/edco_base/DATACARD.md`.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ def get_config() -> Experiment:
         tokenizer=str(ASSETS / "edco_base"),
         data=Data(
             sources=sources(),
-            rows=32,
+            rows=16,
             row_tokens=256,
             rendering=rendering,
             truncate=True,
@@ -132,7 +135,7 @@ def get_config() -> Experiment:
         optimizer=Muon(weight_decay=0.05, rest=AdamW(b2=0.95, weight_decay=0.01)),
         schedule=Cosine(peak_lr=4e-3, warmup_fraction=0.03, final_fraction=0.02),
         curriculum=curricula.random(),
-        clock=Clock(steps=1600, cycle_steps=20, save_every=10, evaluate_every=10),
+        clock=Clock(steps=1200, cycle_steps=20, save_every=10, evaluate_every=10),
         max_leaked_fraction=1.0,
         evaluators=(Likelihood(name="oran", data=held),),
         checkpoints=Checkpoints(keep_last=10),
