@@ -8,8 +8,8 @@ Method: A Qwen3-shaped decoder of 10.4 million parameters, its own tokenizer of 
   of its pool or its test part; medical answers, stories and arithmetic for English.
 Expectation: letters of nothing, but likelihoods of answers above chance.
 Command: maktab train experiments/edco/base.py   (the data: experiments/edco/README.md)
-Result: 1,200 steps of 4,096 tokens, 4.5 million of them trained on, in two hours of a busy CPU of two
-  cores (half of that alone). Held-out O-RAN questions with their answers: 9.07 nats a token before,
+Result: 1,200 steps of 4,096 tokens, 4.5 million of them trained on, two hours on two busy cores
+  (one alone). Held-out O-RAN questions with their answers: 9.07 nats a token before training,
   4.02, 3.51, 3.22, 3.00, 2.86 and 2.82 after each 200 steps; 1.15 bits a byte at the end.
   `experiments/assets/edco_base/DATACARD.md`.
 """
