@@ -3,10 +3,10 @@
     python -m benchmarks.loop --out benchmarks/results/loop-cpu.json
 
 The loop is that of `maktab train`, with data, records and checkpoints of a real run; the step is a
-stub that waits 100 ms in a callback of its program, so that idle time can be told from work. Some
-of that idle time is the stub's own, to enter and leave its callback: the same program called back
-to back, with everything at hand, says how much. A device waits for no interpreter lock, a callback
-does; threads are therefore switched every 0.1 ms here instead of every 5.
+stub, run by a thread that stands for a device: it takes steps in the order of their dispatch,
+sleeps 100 ms for each, and notes when it began and ended. What a step would return is there at once
+but for the report, which waits for the thread. (A program that sleeps in a callback would not do: a
+CPU's programs with callbacks are not dispatched ahead, and an accelerator's steps are.)
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import dataclasses
 import functools
 import itertools
 import json
+import queue
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 
@@ -48,7 +49,7 @@ from research.tuning.full import Full
 STEP_S = 0.1
 CYCLE, SAVED = 25, 100  # steps between looks of the host, and between saves
 EXAMPLES = 512
-SWITCH_S = 1e-4
+SWITCH_S = 1e-4  # between threads: a device does not wait for the interpreter's lock, a thread does
 UNSHOWN = ("batches", "laps_of_cycles")
 
 
@@ -61,13 +62,42 @@ class Nobody:
     def evaluating(self, name: str, done: int, total: int) -> None: ...
 
 
-class Stub:
-    """A step that does nothing for 100 ms, and notes when it began and ended."""
+class Device(threading.Thread):
+    """A thread that is busy for 100 ms with each step that it is handed."""
 
     def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.queue: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self.spans: list[tuple[float, float]] = []
-        self._program: Any = None
-        self._last: Any = None
+
+    def run(self) -> None:
+        while True:
+            done = self.queue.get()
+            begun = time.perf_counter()
+            time.sleep(STEP_S)
+            self.spans.append((begun, time.perf_counter()))
+            done.set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Awaited:
+    """An array that a step gives: whoever wants its numbers waits for the step."""
+
+    value: np.ndarray
+    done: threading.Event
+
+    def __array__(self, *_: Any) -> np.ndarray:
+        self.done.wait()
+        return self.value
+
+
+class Stub:
+    """A step that learns nothing, on a device that is a thread."""
+
+    def __init__(self) -> None:
+        self.device = Device()
+        self.device.start()
+        self._shapes: Any = None
 
     def compile(self, model: Any, place: Any, structure: Any) -> Any:
         """Stand in for `compile_step`."""
@@ -76,40 +106,20 @@ class Stub:
         return self
 
     def __call__(self, learner: Any, frozen: Any, batch: Any, *others: Any) -> Any:
-        if self._program is None:
-            _, shapes = jax.eval_shape(self._real, learner, frozen, batch, *others)
-            self._program = jax.jit(
-                lambda learner, batch: self._step(shapes, learner, batch), donate_argnums=0
-            )
-        learner, report = self._program(learner, batch)
-        self._last = learner, batch
-        return learner, report
-
-    def alone(self, count: int) -> list[float]:
-        """Call the program again and again, with no loop around it; give the gaps between."""
-        self.spans.clear()
-        learner, batch = self._last
-        for _ in range(count):
-            learner, _ = self._program(learner, batch)
-        jax.block_until_ready(learner)
-        return gaps_of(self.spans)
-
-    def _step(self, shapes: Any, learner: Any, batch: Any) -> Any:
-        waited = jax.pure_callback(
-            self._wait, jax.ShapeDtypeStruct((), jnp.float32), learner.step, batch.tokens_BT[0, 0]
+        if self._shapes is None:
+            _, self._shapes = jax.eval_shape(self._real, learner, frozen, batch, *others)
+        done = threading.Event()
+        report = jax.tree.map(lambda x: Awaited(np.ones(x.shape, x.dtype), done), self._shapes)
+        withheld = jax.tree.map(
+            lambda x: Awaited(np.zeros(x.shape, x.dtype), done), self._shapes.totals["withheld"]
         )
-        report = jax.tree.map(lambda x: jnp.full(x.shape, waited).astype(x.dtype), shapes)
-        totals = report.totals | {
-            "withheld": jax.tree.map(jnp.zeros_like, report.totals["withheld"])
-        }
-        report = dataclasses.replace(report, totals=totals, rows=report.rows | {"id": batch.ids_BZ})
-        return dataclasses.replace(learner, step=learner.step + waited.astype(jnp.int32)), report
-
-    def _wait(self, *_: Any) -> np.float32:
-        begun = time.perf_counter()
-        time.sleep(STEP_S)
-        self.spans.append((begun, time.perf_counter()))
-        return np.float32(1)
+        report = dataclasses.replace(
+            report,
+            totals=report.totals | {"withheld": withheld},
+            rows=report.rows | {"id": batch.ids_BZ},
+        )
+        self.device.queue.put(done)
+        return dataclasses.replace(learner, step=learner.step + 1), report
 
 
 def gaps_of(spans: list[tuple[float, float]]) -> list[float]:
@@ -138,13 +148,13 @@ def experiment(folder: Path, steps: int) -> Experiment:
     )
 
 
-def run(made: Prepared, workdir: Path) -> tuple[Stub, list[dict[str, float]]]:
-    """Train with the stub; give it, with when each step began and ended, and each cycle's laps."""
+def run(made: Prepared, workdir: Path) -> tuple[list[float], list[dict[str, float]]]:
+    """Train with the stub; give the gaps between its steps, and the laps of each cycle."""
     stub = Stub()
     with mock.patch.object(loop, "compile_step", stub.compile):
         loop.train(made, workdir, Nobody())
     lines = (workdir / "timing.jsonl").read_text().splitlines()
-    return stub, [json.loads(line) for line in lines]
+    return gaps_of(stub.device.spans), [json.loads(line) for line in lines]
 
 
 def state_bytes(made: Prepared) -> int:
@@ -187,31 +197,28 @@ def _built(filled: Any, row_tokens: int, segments: int, part: slice) -> Any:
 
 
 def measure(steps: int) -> dict[str, Any]:
-    """Run with saves, then the stub alone, and time batches on their own.
+    """Run with saves, and time batches on their own.
 
-    What a save stalls is the gap that it lies in, beyond the usual gap between two cycles.
+    What a save stalls is the gap that it lies in, beyond the usual gap between two cycles. The
+    first gap of a run holds what is made once.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = prepare(experiment(folder, steps))
-        stub, timing = run(made, folder / "run")
-        gaps = dict(enumerate(gaps_of(stub.spans), start=1))
-        alone = stub.alone(steps)
+        found, timing = run(made, folder / "run")
+        gaps = dict(enumerate(found, start=1))
         inside = [gap for i, gap in gaps.items() if i % CYCLE]
         between = [gap for i, gap in gaps.items() if i % CYCLE == 0 and i % SAVED]
         stalls = [gap - statistics.median(between) for i, gap in gaps.items() if i % SAVED == 0]
-        added_s = statistics.median(inside) - statistics.median(alone)
-        around_s = sum(inside + between) - statistics.median(alone) * len(inside + between)
-        looped_s = around_s + STEP_S * len(inside + between)
+        a_cycle_s = statistics.fmean(inside) * (CYCLE - 1) + statistics.fmean(between)
         record = {
             "step_s": STEP_S,
             "steps_of_a_cycle": CYCLE,
             "state_bytes": state_bytes(made),
             "idle_inside_a_cycle_s": summarise(inside),
             "idle_between_cycles_s": summarise(between),
-            "idle_of_the_stub_alone_s": summarise(alone),
-            "idle_fraction_added_inside_a_cycle": added_s / STEP_S,
-            "idle_fraction_added_in_all_but_saves": around_s / looped_s,
+            "idle_fraction_inside_a_cycle": statistics.median(inside) / STEP_S,
+            "idle_fraction_in_all_but_saves": a_cycle_s / (a_cycle_s + STEP_S * CYCLE),
             "save_stalls_s": stalls,
             "save_stall_fraction_at_one_a_minute": statistics.median(stalls) / 60,
             "laps_of_cycles": timing,
