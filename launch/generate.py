@@ -98,8 +98,7 @@ def continued(
 ) -> list[dict[str, Any]]:
     """Generate for every prompt; give a row each, in their order."""
     lengths = np.asarray([len(example.tokens) for example in prompts])
-    shards = opened.place.num_row_shards
-    size = -(-min(batch_rows, len(prompts)) // shards) * shards
+    size = opened.place.divisible(min(batch_rows, len(prompts)))
     rows: list[dict[str, Any]] = [{}] * len(prompts)
     key, done = jax.random.key(seed), 0
     for ids, bucket in batches_of(lengths, np.arange(len(prompts)), size, None):

@@ -206,8 +206,7 @@ def log_likelihoods(
             Example(id=str(number), tokens=tokens, trained=trained, row={}, where="a task")
         )
     lengths = np.asarray([len(example.tokens) for example in examples])
-    shards = opened.place.num_row_shards
-    rows = -(-batch_rows // shards) * shards
+    rows = opened.place.divisible(batch_rows)
     found: list[tuple[float, bool]] = [(0.0, True)] * len(examples)
     done = 0
     with bar(console, "log-likelihoods", "requests") as advance:

@@ -123,6 +123,10 @@ class Placement:
         axes = dict(self.layout.activations).get("B", ())
         return math.prod(self.mesh.shape[a] for a in axes)
 
+    def divisible(self, rows: int) -> int:
+        """Round a number of rows up to one that the row shards divide."""
+        return -(-rows // self.num_row_shards) * self.num_row_shards
+
     @property
     def replicated(self) -> NamedSharding:
         """The sharding of scalars."""

@@ -120,7 +120,7 @@ class Subject:
 
     def _ask(self, ask: Callable, examples: Sequence[Example], rows: int):
         """Put every example in exactly one batch; yield (its indices, what `ask` gave)."""
-        rows = -(-rows // self.place.num_row_shards) * self.place.num_row_shards
+        rows = self.place.divisible(rows)
         lengths_X = np.asarray([len(example.tokens) for example in examples], np.int64)
         pending, done = [], 0
         batches = list(batches_of(lengths_X, np.arange(len(examples)), rows, None))

@@ -314,8 +314,7 @@ class Site:
         return (scorer.new_tokens if scorer else None) or NEW_TOKENS
 
     def _scored_rows(self) -> int:
-        shards = self.scoring_model.place.num_row_shards
-        return -(-self.experiment.compute.scoring_rows // shards) * shards
+        return self.scoring_model.place.divisible(self.experiment.compute.scoring_rows)
 
     def _forward_flops(self, length: int, new: int) -> float:
         joined, _ = abstract_trees(self.experiment, self.model)

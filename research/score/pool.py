@@ -264,8 +264,7 @@ def ask_pool(
     if isinstance(estimator, Differentiating):
         place = with_whole_rows(place)
         model = dataclasses.replace(model, place=place)
-    shards = place.num_row_shards
-    rows = -(-rows_per_batch // shards) * shards
+    rows = place.divisible(rows_per_batch)
     model, waiting = as_it_decodes(estimator, model, views, rows)
     against = () if guide is None else (_direction(estimator, model, params, guide, place, rows),)
     asked = Asked(views, ids, watch)

@@ -94,7 +94,7 @@ def _token_lists(
 ) -> dict[int, dict[str, list[float]]]:
     """Give loss and entropy of every token but the first of each example."""
     lists = {}
-    rows = -(-rows_per_batch // place.num_row_shards) * place.num_row_shards
+    rows = place.divisible(rows_per_batch)
     for batch_ids, bucket in batches_of(fed.longest, ids, rows, None):
         examples = [fed.examples[0][x] for x in batch_ids]
         build = functools.partial(single_rows, examples, batch_ids.tolist(), bucket)

@@ -375,13 +375,13 @@ def ask_ahead(
 
     The devices are at it while the host plans the cycle and queues its steps behind.
     """
-    experiment, shards = prepared.experiment, prepared.scoring_model.place.num_row_shards
+    experiment = prepared.experiment
     ids = ids_ahead(
         experiment.curriculum,
         state.curriculum,
         cycle.last - cycle.round_first,
         cycle.round_last - cycle.round_first,
-        -(-experiment.compute.scoring_rows // shards) * shards,
+        prepared.scoring_model.place.divisible(experiment.compute.scoring_rows),
         experiment.seed_of("order"),
     )
     if not len(ids):

@@ -185,6 +185,11 @@ def make_checkout(folder: Path) -> Path:
         "my experiments/tiny.py": EXPERIMENT,
         "my experiments/rows.jsonl": '{"text": "a row"}\n',
     }
+    return committed(folder, files)
+
+
+def committed(folder: Path, files: Mapping[str, str]) -> Path:
+    """Make a folder with more files a repository of one commit."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -201,13 +206,7 @@ def clone_of(root: Path, clone: Path, files: Mapping[str, str] | None = None) ->
     clone.mkdir()
     (clone / "code.tar.gz").write_bytes(snapshot.code)
     subprocess.run(["tar", "-xzf", "code.tar.gz"], cwd=clone, check=True)
-    for name, text in (files or {}).items():
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        (clone / name).write_text(text)
-    git(clone, "init", "--quiet")
-    git(clone, "add", "--all")
-    git(clone, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
-    return clone
+    return committed(clone, files or {})
 
 
 def git(folder: Path, *words: str) -> str:
