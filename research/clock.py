@@ -37,12 +37,15 @@ class Clock:
       cycle_steps: steps between two host synchronisations; a round's last cycle may be shorter.
       save_every: cycles between saves; the run's last cycle always saves. 0: only the last.
       evaluate_every: cycles between evaluations, likewise.
+      evaluate_first: the starting weights are evaluated too; False spares it in a sweep whose runs
+        all start from the same.
     """
 
     steps: int
     cycle_steps: int = 20
     save_every: int = 1
     evaluate_every: int = 0
+    evaluate_first: bool = True
 
     def __post_init__(self) -> None:
         require(

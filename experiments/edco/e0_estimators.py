@@ -51,12 +51,13 @@ def get_config() -> Experiment:
         edco.small(ASSETS),
         {
             "name": "teacher-forced loss",
-            "data": edco.closed_book(rows, rows=8),
+            "data.sources": (rows,),
+            "data.rows": 8,
             "optimizer": AdamW(),
             "schedule": Constant(peak_lr=STILL),
             "schedule_spans_round": False,
             "curriculum": scored_by(TeacherForcedLoss()),
-            "clock": Clock(steps=2, cycle_steps=1, save_every=0, evaluate_every=0),
+            "clock": Clock(steps=2, cycle_steps=1, save_every=0),
             "evaluators": (),
         },
     )

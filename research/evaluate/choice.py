@@ -19,6 +19,8 @@ from research.data.rows import compose, kind_of
 from research.evaluate.evaluate import Item, checks_of
 from research.evaluate.subject import Subject
 
+KINDS = ("letter", "text", "text_per_byte")
+
 
 @part
 class MultipleChoice:
@@ -31,7 +33,8 @@ class MultipleChoice:
     out of all of them.
 
     Attributes:
-      by: what is compared; the first is the main metric. Text costs a longer pass an option.
+      by: what is compared; the first is the main metric. Text costs a longer pass an option, and
+        gives both of its accuracies: "text_per_byte" the latter first.
       cloze: how an option completes a question that is shown without options, such as
         " {option}"; None: the options are shown. What a base model can be asked that has not
         learned what letters stand for.
@@ -43,7 +46,7 @@ class MultipleChoice:
     data: Data
     name: str = "choice"
     slice_by: tuple[str, ...] = ()
-    by: tuple[Literal["letter", "text"], ...] = ("letter", "text")
+    by: tuple[Literal["letter", "text", "text_per_byte"], ...] = ("letter", "text")
     cloze: str | None = None
 
     def __post_init__(self) -> None:
@@ -51,16 +54,16 @@ class MultipleChoice:
             self,
             *checks_of(self),
             (
-                bool(self.by) and set(self.by) <= {"letter", "text"},
-                f"by={self.by}: expected ('letter',), ('text',) or both",
+                bool(self.by) and set(self.by) <= set(KINDS),
+                f"by={self.by}: expected some of {KINDS}",
             ),
             (
                 self.cloze is None or "{option}" in self.cloze,
                 f"cloze={self.cloze!r}: expected a completion that has {{option}} in it",
             ),
             (
-                self.cloze is None or self.by == ("text",),
-                f"cloze shows no letters: by={self.by} must be ('text',)",
+                self.cloze is None or "letter" not in self.by,
+                f"cloze shows no letters: by={self.by} must be ('text',) or ('text_per_byte',)",
             ),
         )
 
@@ -73,17 +76,20 @@ class MultipleChoice:
         gold_X = [_gold(example) for example in pool.examples]
         items: list[dict[str, Any]] = [{} for _ in gold_X]
         for by in self.by:
-            asked = [_options(example, pool, by, self.cloze, subject) for example in pool.examples]
+            shown = "letter" if by == "letter" else "text"
+            asked = [_options(e, pool, shown, self.cloze, subject) for e in pool.examples]
             flat = [option for options in asked for option in options]
             sums = iter(subject.log_likelihood(flat, self.data.rows).tolist())
             for item, example, gold, options in zip(
                 items, pool.examples, gold_X, asked, strict=True
             ):
                 log_p = np.asarray([next(sums) for _ in options])
-                item |= _verdict(f"accuracy_{by}", log_p, gold)
-                if by == "text":
-                    widths = [len(str(text).encode()) for text in example.row["options"]]
-                    item |= _verdict("accuracy_text_per_byte", log_p / np.maximum(widths, 1), gold)
+                widths = [len(str(text).encode()) for text in example.row["options"]]
+                scores = {"text": log_p, "text_per_byte": log_p / np.maximum(widths, 1)}
+                if by == "letter":
+                    scores = {"letter": log_p}
+                for kind in sorted(scores, key=by.__ne__):  # the one that was asked for first
+                    item |= _verdict(f"accuracy_{kind}", scores[kind], gold)
         return [*items]
 
 

@@ -215,7 +215,7 @@ def loop(
         first, gauge = int(state.learner.step), Gauge()
         record.truncate_to(first if resumed else -1)
         watch.begins(prepared, first)
-        if not resumed:
+        if not resumed and experiment.clock.evaluate_first:
             evaluate_all(prepared, state, record, watch)
         for cycle in experiment.clock.cycles(rounds=experiment.curriculum.rounds, after=first):
             if asked_to_leave():
