@@ -22,7 +22,7 @@ from pathlib import Path
 from configs import curricula, domains, edco
 from research.clock import Clock
 from research.core.parts import vary
-from research.core.protocols import Estimator
+from research.core.protocols import Estimator, Source
 from research.curriculum.estimators.edco_release import EdcoRelease
 from research.curriculum.estimators.first_token_entropy import FirstTokenEntropy
 from research.curriculum.estimators.ifd import Ifd
@@ -44,14 +44,12 @@ STILL = 1e-12  # a learning rate that changes no float32 weight of size one
 
 
 def get_config() -> Experiment:
-    """Give a run that scores 711 questions twice and learns nothing."""
-    low, _ = domains.PARTS["pool"]
-    rows = domains.closed_book(edco.questions(ASSETS, (low, low + 0.0625)))
+    """Give a run that scores a sixteenth of the questions twice and learns nothing."""
     return vary(
         edco.small(ASSETS),
         {
             "name": "teacher-forced loss",
-            "data.sources": (rows,),
+            "data.sources": (asked(0.0625),),
             "data.rows": 8,
             "optimizer": AdamW(),
             "schedule": Constant(peak_lr=STILL),
@@ -61,6 +59,12 @@ def get_config() -> Experiment:
             "evaluators": (),
         },
     )
+
+
+def asked(share: float) -> Source:
+    """Give the first questions of the pool, a share of all questions."""
+    low, _ = domains.PARTS["pool"]
+    return domains.closed_book(edco.questions(ASSETS, (low, low + share)))
 
 
 def scored_by(estimator: Estimator) -> curricula.Curriculum:
@@ -107,6 +111,7 @@ def sweep() -> Iterator[Experiment]:
 def timing() -> Iterator[Experiment]:
     """Yield prefill alone, a prefix and a whole answer at several batches."""
     for rows in BATCHES:
+        share = 0.0625 if rows > 1 else 0.005  # row by row, a few rows say what one takes
         for length in (1, 64, FULL):
             estimator = PrefixEntropy(prefix_tokens=length, temperature=1.0, template=False)
             yield vary(
@@ -114,6 +119,7 @@ def timing() -> Iterator[Experiment]:
                 {
                     "name": f"L={length}, batch {rows}",
                     "curriculum": scored_by(estimator),
+                    "data.sources": (asked(share),),
                     "compute.scoring_rows": rows,
                 },
             )

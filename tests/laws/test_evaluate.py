@@ -207,7 +207,7 @@ def test_the_chosen_option_is_the_one_whose_tokens_alone_are_likeliest(tmp_path)
 
 def test_a_cloze_asks_for_each_option_without_showing_any(tmp_path):
     found = ask(MultipleChoice(data=data_of(tmp_path, QUESTIONS), by=("text",), cloze=" {option}."))
-    assert ["accuracy_text", "accuracy_text_per_byte"] == [*found.metrics]
+    assert [*found.metrics] == ["accuracy_text", "accuracy_text_per_byte"]
     by_byte = MultipleChoice(
         data=data_of(tmp_path, QUESTIONS), by=("text_per_byte",), cloze=" {option}."
     )
