@@ -139,6 +139,12 @@ def small(assets: str, pool: Source | None = None) -> Experiment:
     )
 
 
+def of_right_answers(control: Experiment) -> Experiment:
+    """Evaluate the loss of right answers alone: a fifth of the time, and it tells more apart."""
+    told = [evaluator for evaluator in control.evaluators if isinstance(evaluator, Likelihood)]
+    return vary(control, {"evaluators": tuple(told)})
+
+
 def released(assets: str, hub: str) -> Experiment:
     """Give the control arm with the authors' settings for SFT, on their models.
 
@@ -179,9 +185,9 @@ def small_arms() -> dict[str, Curriculum]:
     the base would not understand, the release's in Chinese least of all."""
     release = curricula.edco_release(fraction=0.25, rounds=SMALL_ROUNDS)
     plain = {"estimator.prefix_tokens": 32, "estimator.instruction": ""}
-    control = curricula.round_wise_random(fraction=0.25, rounds=SMALL_ROUNDS)
     there = arms(rounds=SMALL_ROUNDS, prefix_tokens=32, instruction="")
-    return there | {"round-wise random": control, "EDCO release": vary(release, plain)}
+    del there["length"]  # five runs less
+    return there | {"EDCO release": vary(release, plain)}
 
 
 def released_arms() -> dict[str, Curriculum]:

@@ -27,6 +27,7 @@ from research.core.parts import vary
 from research.curriculum.budget import EqualCompute
 from research.experiment import Experiment
 
+PAYING = ("EDCO", "static EDCO", "static perplexity", "dynamic loss")
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
 
 
@@ -41,11 +42,11 @@ def sweep() -> Iterator[Experiment]:
 
 
 def equal_compute() -> Iterator[Experiment]:
-    """Yield the arms that score, with the steps that their scoring leaves of the control's."""
+    """Yield arms that score, with the steps that their scoring leaves of the control's."""
     paying = {
         f"{name}, equal compute": vary(arm, {"budget": EqualCompute()})
         for name, arm in edco.small_arms().items()
-        if arm.policy.uses_scores and name != "length"
+        if name in PAYING
     }
     yield from edco.compare(get_config(), paying)
 

@@ -26,6 +26,7 @@ from research.experiment import Experiment
 
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
 WRONG = (0.05, 0.20)
+SEEDS = 3
 
 
 def get_config() -> Experiment:
@@ -62,8 +63,8 @@ def ablations() -> dict[str, Curriculum]:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Yield every ablation at every seed."""
-    yield from edco.compare(get_config(), ablations())
+    """Yield every ablation at three seeds."""
+    yield from edco.compare(edco.of_right_answers(get_config()), ablations(), SEEDS)
 
 
 def noise() -> Iterator[Experiment]:
@@ -78,4 +79,4 @@ def noise() -> Iterator[Experiment]:
     for share in WRONG:
         control = edco.small(ASSETS, Corrupted(source=clean, fraction=share))
         named = {f"{name}, {share:.0%} wrong": arm for name, arm in arms.items()}
-        yield from edco.compare(control, named)
+        yield from edco.compare(edco.of_right_answers(control), named, SEEDS)

@@ -23,7 +23,7 @@ from research.core.parts import vary
 from research.experiment import Experiment
 
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
-ROUNDS = 8
+ROUNDS, SEEDS = 8, 3
 
 
 def get_config() -> Experiment:
@@ -36,8 +36,8 @@ def get_config() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Yield the arms at every seed."""
+    """Yield the arms at three seeds."""
     chosen = get_config().curriculum
     bottom = curricula.easiest(rounds=ROUNDS, prefix_tokens=32, instruction="")
     arms = {"EDCO": chosen, "bottom": bottom, "round-wise random": edco.measured(chosen)}
-    yield from edco.compare(get_config(), arms)
+    yield from edco.compare(edco.of_right_answers(get_config()), arms, SEEDS)

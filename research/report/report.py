@@ -17,16 +17,17 @@ from research.report.comparison import Standing, compare, evaluations_of, method
 from research.report.document import Document, Plot, Section, Table, listed
 from research.report.drawing import look_of
 from research.report.lines import write_whole
+from research.report.markdown import markdown
 from research.report.page import render
 from research.report.runs import Arm, read_arms
 
-REPORT, PROBE = "report.html", "probe.html"
+REPORT, PROBE = "report", "probe"
 
 
 def report(paths: Sequence[Path], out: Path, control: str | None = None) -> RenderableType:
     """Write `out/report.html` with its PNGs beside it, and `out/probe.html` of runs with rounds.
 
-    Each is one file that needs no other.
+    Each is one file that needs no other; `report.md` and `probe.md` say the same beside the PNGs.
 
     Args:
       paths: run directories, or folders that hold some.
@@ -48,19 +49,22 @@ def report(paths: Sequence[Path], out: Path, control: str | None = None) -> Rend
     document = compose(arms, control)
     probed = probe_page.page(arms, look_of(arms, control))
     if probed is not None:
-        document = dataclasses.replace(document, beside=((PROBE, probed.title),))
-        probed = dataclasses.replace(probed, beside=((REPORT, "The comparison of arms"),))
+        document = dataclasses.replace(document, beside=((f"{PROBE}.html", probed.title),))
+        whole = f"{REPORT}.html"
+        probed = dataclasses.replace(probed, beside=((whole, "The comparison of arms"),))
         write(probed, out, PROBE)
     write(document, out, REPORT)
-    return terminal(document, [out / REPORT] + [out / PROBE] * (probed is not None))
+    pages = [REPORT] + [PROBE] * (probed is not None)
+    return terminal(document, [out / f"{page}.html" for page in pages])
 
 
 def write(document: Document, out: Path, name: str) -> None:
-    """Write a page with its PNGs beside it."""
+    """Write a page, as HTML and as Markdown, with its PNGs beside it."""
     for section in document.sections:
         for plot in section.plots:
             write_whole(out / f"{plot.name}.png", plot.png)
-    write_whole(out / name, render(document).encode())
+    write_whole(out / f"{name}.html", render(document).encode())
+    write_whole(out / f"{name}.md", markdown(document).encode())
 
 
 def compose(arms: Sequence[Arm], control: str) -> Document:

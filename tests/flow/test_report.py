@@ -153,11 +153,28 @@ def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
     assert all((out.parent / name).read_bytes().startswith(b"\x89PNG") for name in images)
 
 
+def test_the_same_is_said_in_markdown_with_links_to_the_plots(reported):
+    out, _ = reported
+    page, text = out.read_text(), out.with_suffix(".md").read_text()
+    assert text.startswith("# ")
+    assert text.count("\n| --- |") == page.count("<table")
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert all((out.parent / name).is_file() for name in links)
+    assert len(links) == page.count("<img ")
+    lines = text.splitlines()
+    headers = [lines[k - 1] for k, line in enumerate(lines) if line.startswith("| --- |")]
+    edges = re.compile(r"(?<!\\)\|")
+    for header in headers:
+        block = lines[lines.index(header) :]
+        rows = block[: block.index("")]
+        assert {len(edges.findall(row)) for row in rows} == {len(edges.findall(header))}
+
+
 def test_the_same_runs_make_the_same_page(tmp_path):
     make_run(tmp_path, "edco", 3, gain=0.0, scored=True, stop=9)
     for name in ("first", "second"):
         report([tmp_path / "edco"], tmp_path / name)
-    for page in ("report.html", "probe.html"):
+    for page in ("report.html", "report.md", "probe.html", "probe.md"):
         first, second = ((tmp_path / name / page).read_bytes() for name in ("first", "second"))
         assert first == second
 
