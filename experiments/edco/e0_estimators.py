@@ -5,8 +5,8 @@ Question: EDCO scores a row by the first L tokens of an answer, and claims 83.5 
   against what a second scoring with other draws leaves the same (the ceiling)?
 Method: Two rounds of two steps at a learning rate that moves nothing: scores of round 0 and round 1
   are a test and a retest of the same model, and the second scoring is timed without compilation.
-  Greedy and sampled paths (T = 1) at L = 1 to 128, with and without a request for a quick answer,
-  beside every estimator that the other experiments use. `e0_table.py` reads the run directories.
+  Greedy and sampled paths (T = 1) at L = 1 to 128, greedy ones with a request for a quick answer
+  too, beside every estimator that the other experiments use. `e0_table.py` reads the runs.
 Expectation: overlap grows with L and stops well below the ceiling for L = 1; short answers end long
   before 128 tokens, so the saving is smaller than the paper's.
 Command: maktab sweep experiments/edco/e0_estimators.py --workdir runs/e0 &&
@@ -84,8 +84,7 @@ def estimators() -> Mapping[str, Estimator]:
                 template=False,
             )
         )
-        for quick in (False, True)
-        for t in (None, 1.0)
+        for quick, t in ((False, None), (False, 1.0), (True, None))
         for length in (*LENGTHS, FULL)
     }
     others = {

@@ -1,9 +1,10 @@
-"""Tables of E0 from its run directories: `python experiments/edco/e0_table.py runs/e0`."""
+"""Tables of E0 from its runs: `python experiments/edco/e0_table.py RUNS [TIMING_RUNS]`."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +23,46 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return len(top[0] & top[1]) / count
 
 
-def seconds(run: Run) -> float:
-    """Give the time of the second scoring, in which nothing is compiled."""
-    lines = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
-    return lines[-1]["score_s"]
+def milliseconds(run: Run) -> Mapping[str, float]:
+    """Give what a row takes in the second scoring, in which nothing is compiled, by what it is."""
+    lines = (run.path / "timing.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    parts = ("score_s", "score_prefill_s", "score_decode_s", "score_host_s")
+    return {part: 1e3 * last[part] / last["scored_rows"] for part in parts}
 
 
-def main(folder: Path) -> None:
-    """Print one line an arm."""
+def rankings(folder: Path) -> Iterator[str]:
+    """Give a line an estimator: what it agrees with, and what it takes."""
     runs = {arm.name: arm.runs[0] for arm in read_arms([folder])}
     whole = [round_.scores for round_ in runs[WHOLE].rounds]
-    print("| estimator | Spearman with the whole answer | overlap at 25 % | retest | ms a row |")
-    print("|---|---|---|---|---|")
+    ceiling = overlap(*whole)
+    yield "| estimator | Spearman | overlap | of the ceiling | its own retest | ms a row |"
+    yield "|---|---|---|---|---|---|"
     for name, run in runs.items():
         first, second = (round_.scores for round_ in run.rounds)
-        retest = overlap(first, second)
         # Against the other draw of the whole answer, so that one arm is not compared with itself.
-        print(
-            f"| {name} | {spearmanr(first, whole[1])[0]:.3f} | {overlap(first, whole[1]):.3f} "
-            f"| {retest:.3f} | {seconds(run) / len(first) * 1e3:.1f} |"
+        kept = overlap(first, whole[1])
+        yield (
+            f"| {name} | {spearmanr(first, whole[1])[0]:.3f} | {kept:.3f} | {kept / ceiling:.2f} "
+            f"| {overlap(first, second):.3f} | {milliseconds(run)['score_s']:.1f} |"
         )
-    ceiling = overlap(*whole)
-    print(f"\nCeiling (the whole answer against its own second draw): {ceiling:.3f}")
+    yield f"\nCeiling (the whole answer against its own second draw): {ceiling:.3f}"
+
+
+def times(folder: Path) -> Iterator[str]:
+    """Give a line a length and batch: milliseconds a row, split."""
+    yield "| | ms a row | prefill | decode | host |"
+    yield "|---|---|---|---|---|"
+    for arm in read_arms([folder]):
+        numbers = (f"{value:.1f}" for value in milliseconds(arm.runs[0]).values())
+        yield f"| {arm.name} | {' | '.join(numbers)} |"
+
+
+def main(folders: list[str]) -> None:
+    """Print the table of rankings, and that of times where there are runs of it."""
+    for folder, table in zip(folders, (rankings, times), strict=False):
+        print("\n".join(table(Path(folder))), end="\n\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])
