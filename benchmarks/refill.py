@@ -33,13 +33,13 @@ def build(folder: Path, prompts: int, refill: bool) -> Run:
     import jax
 
     from research.curriculum.estimators.prefix_entropy import PrefixEntropy
-    from research.score.pool import Gauge, score_pool
+    from research.score.pool import Gauge, ask_pool
 
     model, params = open_ours(folder)
     compute = dataclasses.replace(model.compute, scoring_refill=refill)
     model = dataclasses.replace(model, compute=compute)
-    score = functools.partial(
-        score_pool,
+    ask = functools.partial(
+        ask_pool,
         PrefixEntropy(prefix_tokens=MOST_TOKENS, temperature=1.0),
         model,
         params,
@@ -52,7 +52,7 @@ def build(folder: Path, prompts: int, refill: bool) -> Run:
         rows_per_batch=ROWS,
         gauge=Gauge(),
     )
-    return lambda: score().score_N
+    return lambda: ask().finish().score_N
 
 
 def main(

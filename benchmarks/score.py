@@ -2,7 +2,7 @@
 
     python -m benchmarks.score --out benchmarks/results/score-cpu.json
 
-Ours is `score_pool` as a round runs it. Theirs is `generate`, which computes the entropy in a
+Ours is `ask_pool` as a round runs it. Theirs is `generate`, which computes the entropy in a
 logits processor while it generates, so that it keeps one number a step, as we do; or keeps all
 logits (`output_logits`). Both sides are timed at several batches first and race at their own best
 one. One by one is how the authors' released code scores; it is timed on a few prompts and
@@ -47,12 +47,12 @@ def build_ours(folder: Path, rows: int, prompts: int, new_tokens: int = PREFIX_T
     import jax
 
     from research.curriculum.estimators.prefix_entropy import PrefixEntropy
-    from research.score.pool import Gauge, score_pool
+    from research.score.pool import Gauge, ask_pool
 
     model, params = open_ours(folder)
     views = views_of(prompt_ids(prompts, PROMPT_TOKENS))
-    score = functools.partial(
-        score_pool,
+    ask = functools.partial(
+        ask_pool,
         PrefixEntropy(prefix_tokens=new_tokens),
         model,
         params,
@@ -64,10 +64,10 @@ def build_ours(folder: Path, rows: int, prompts: int, new_tokens: int = PREFIX_T
         rows_per_batch=rows,
         gauge=Gauge(),
     )
-    score()  # compiles, and measures what reading takes
+    ask().finish()  # compiles, and measures what reading takes
 
     def run() -> tuple[np.ndarray, dict[str, float]]:
-        scored = score()
+        scored = ask().finish()
         cost = scored.cost
         parts = ("seconds", "prefill_s", "decode_s", "reshard_s", "host_s")
         return scored.score_N, {name: getattr(cost, name) for name in parts}

@@ -119,10 +119,25 @@ class Gauge:
 
 
 class Asked:
-    """Scores that were asked for: batches on the devices, and what has come back of them."""
+    """Scores that were asked for: batches on the devices, and what has come back of them.
 
-    def __init__(self, views: Views, ids: Int[np.ndarray, " N"], watch: Watch | None) -> None:
-        self.views, self.ids = views, ids
+    Attributes:
+      cost: what they take, but for the time.
+      worked_s: seconds in which the host asked.
+      waited_s: seconds in which it waited.
+      reading_s: seconds in which devices read prompts.
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        views: Views,
+        ids: Int[np.ndarray, " N"],
+        round_: int,
+        watch: Watch | None,
+    ) -> None:
+        self.estimator, self.views, self.ids, self.round = estimator, views, ids, round_
+        self.cost = Cost()
         self.worked_s = self.waited_s = self.reading_s = 0.0
         self._score_X = np.full(len(views.longest), np.nan, np.float32)
         self._pending: list[tuple[np.ndarray, Array]] = []
@@ -148,26 +163,27 @@ class Asked:
         self.waited_s += seconds
         self.reading_s += seconds
 
-    def scores(self, round_: int) -> Float[np.ndarray, " N"]:
+    def finish(self) -> Scored:
         """Wait for all scores.
 
         Raises:
           ScoringError: one is missing or not finite.
         """
         self.collect()
-        _check(self._score_X[self.ids], self.ids, self.views, round_)
-        return self._score_X[self.ids]
+        score_N = self._score_X[self.ids]
+        _check(score_N, self.ids, self.views, self.round)
+        return Scored(ids_N=self.ids, score_N=score_N, cost=self.cost + self._seconds())
 
-    def seconds(self, estimator: Estimator) -> Cost:
+    def _seconds(self) -> Cost:
         """Give the time that was spent, by what it was for."""
         total, waited = self.worked_s + self.waited_s, self.waited_s
-        if estimator.new_tokens is None:
+        if self.estimator.new_tokens is None:
             return Cost(seconds=total)
-        read = min(waited, self.reading_s) if estimator.new_tokens > 1 else waited
+        read = min(waited, self.reading_s) if self.estimator.new_tokens > 1 else waited
         return Cost(seconds=total, prefill_s=read, decode_s=waited - read)
 
 
-def score_pool(
+def ask_pool(
     estimator: Estimator,
     model: Transformer,
     params: Tree,
@@ -184,13 +200,17 @@ def score_pool(
     guide: Views | None = None,
     first_id: int = 0,
     gauge: Gauge | None = None,
-) -> Scored:
-    """Score `ids`, one example a row, unpacked.
+    in_flight: int | None = IN_FLIGHT,
+) -> Asked:
+    """Begin to score `ids`, one example a row, unpacked; `finish` of what it gives waits for them.
 
     Rows are sorted by length, the longest first, and cut into batches of one size; each batch is
     padded to a bucket, so there are at most as many programs as buckets, in all rounds together.
     The last batch is filled up with empty rows. Where answers are generated, rows wait in line
     (`as_it_decodes`), and first tokens that the whole pool shares are read once.
+
+    Once this has returned, the weights may be given away to another program: what reads them here
+    was queued before it.
 
     Args:
       params: the tree the model is applied to: adapters joined, dropout off.
@@ -202,62 +222,16 @@ def score_pool(
       guide: the rows that a guided estimator compares with.
       first_id: where the views begin in a pool of which they are a part; keys are by its ids.
       gauge: what is known of these programs; None: they are measured anew.
+      in_flight: batches that may be on their way while the host lays out the next; None: all.
 
     Raises:
-      ScoringError: a score is missing or not finite.
+      ScoringError: by `finish`: a score is missing or not finite.
       ValueError: an id comes twice, or a row is longer than every bucket.
 
     Law: a score depends on params, view, key, round and id; not on batch-mates, bucket, order or
     device count, within float noise.
     """
-    return ask_pool(
-        estimator,
-        model,
-        params,
-        views,
-        ids,
-        round_=round_,
-        key=key,
-        place=place,
-        stop_ids=stop_ids,
-        rows_per_batch=rows_per_batch,
-        buckets=buckets,
-        watch=watch,
-        guide=guide,
-        first_id=first_id,
-        gauge=gauge or Gauge(),
-        in_flight=IN_FLIGHT,
-    )[1]()
-
-
-def ask_pool(
-    estimator: Estimator,
-    model: Transformer,
-    params: Tree,
-    views: Views,
-    ids: Sequence[int] | np.ndarray,
-    *,
-    round_: int,
-    key: Array,
-    place: Placement,
-    stop_ids: tuple[int, ...],
-    rows_per_batch: int,
-    gauge: Gauge,
-    in_flight: int | None,
-    buckets: Sequence[int] | None = None,
-    watch: Watch | None = None,
-    guide: Views | None = None,
-    first_id: int = 0,
-) -> tuple[Asked, Callable[[], Scored]]:
-    """Begin what `score_pool` does: (what was asked, what waits for it).
-
-    Once this has returned, the weights may be given away to another program: what reads them here
-    was queued before it.
-
-    Args:
-      in_flight: batches that may be on their way while the host lays out the next; None: all.
-    """
-    begun = time.perf_counter()
+    begun, gauge = time.perf_counter(), gauge or Gauge()
     ids = np.asarray(ids, np.int64)
     if len(np.unique(ids)) != len(ids):
         raise ValueError(f"{len(ids) - len(np.unique(ids))} ids come twice; score each once")
@@ -267,7 +241,7 @@ def ask_pool(
     rows = place.divisible(rows_per_batch)
     model, waiting = as_it_decodes(estimator, model, views, rows)
     against = () if guide is None else (_direction(estimator, model, params, guide, place, rows),)
-    asked = Asked(views, ids, watch)
+    asked = Asked(estimator, views, ids, round_, watch)
 
     def run(batch_ids: np.ndarray, bucket: int, names: np.ndarray) -> Array:
         shown = functools.partial(_lay_out, views, batch_ids, bucket, names)
@@ -285,7 +259,7 @@ def ask_pool(
             asked.reading_s += gauge.seconds(program, len(batch_ids))
         if in_flight is not None:
             asked.collect(in_flight)
-    cost = Cost(
+    asked.cost = Cost(
         rows=len(ids),
         prefill_tokens=int(views.counts[:, ids].sum()),
         generated_tokens=(estimator.new_tokens or 0) * int((views.counts[:, ids] > 0).sum()),
@@ -293,12 +267,7 @@ def ask_pool(
         + guide_flops(estimator, model.arch, params, guide),
     )
     asked.worked_s = time.perf_counter() - begun - asked.waited_s
-
-    def finish() -> Scored:
-        score_N = asked.scores(round_)
-        return Scored(ids_N=ids, score_N=score_N, cost=cost + asked.seconds(estimator))
-
-    return asked, finish
+    return asked
 
 
 def as_it_decodes(

@@ -18,7 +18,7 @@ from research.curriculum.estimators.teacher_forced_loss import TeacherForcedLoss
 from research.data.batches import single_rows
 from research.data.pool import Pool
 from research.models.transformer import Transformer
-from research.score.pool import Cost, Gauge, Watch, batches_of, score_pool
+from research.score.pool import Cost, Gauge, Watch, ask_pool, batches_of
 from research.score.stream import forget
 from research.score.views import Views, render_views
 
@@ -57,7 +57,7 @@ def score_rows(
     gauge = Gauge()
     for first in range(0, len(pool), WINDOW):
         ids = np.arange(first, min(first + WINDOW, len(pool)))
-        scored = score_pool(
+        scored = ask_pool(
             estimator,
             model,
             params,
@@ -70,7 +70,7 @@ def score_rows(
             rows_per_batch=rows_per_batch,
             gauge=gauge,
             watch=None if watch is None else lambda done, _, f=first: watch(f + done, len(pool)),
-        )
+        ).finish()
         paid(scored.cost)
         lists = _token_lists(model, params, fed, ids, place, rows_per_batch) if per_token else {}
         for x, score in zip(ids.tolist(), scored.score_N.tolist(), strict=True):

@@ -19,7 +19,7 @@ from research.data.stream import Shard, one_ahead
 from research.data.tokenizer import Tokenizer
 from research.models.transformer import Transformer
 from research.score.pool import Cost, Gauge
-from research.score.terms import open_terms, score_terms
+from research.score.terms import ask_terms, open_terms
 
 NEARLY_ALL = 1 - 1e-9  # who asked for the scores says how many rows of the file may be bad
 
@@ -87,7 +87,7 @@ def score_shards(
         signal_YN = np.zeros((len(curriculum.measured), 0))
         if opened.pool is not None:
             terms = open_terms(curriculum, opened.pool, model, stop_ids)
-            signal_YN, cost = score_terms(
+            signal_YN, cost = ask_terms(
                 terms,
                 np.full((len(terms), len(opened.pool)), np.nan, np.float32),
                 params,
@@ -99,7 +99,7 @@ def score_shards(
                 gauge=gauge,
                 watch=lambda scored, _, before=done: watch(before + scored),
                 first_id=usable_before,
-            )
+            ).finish()
             usable_before += len(opened.pool)
             paid(cost)
         done += len(opened.shard.items)

@@ -21,7 +21,7 @@ from research.huggingface.open import tokenizer_folder
 from research.huggingface.pretrained import Resolved
 from research.huggingface.stops import stop_ids
 from research.models.transformer import Transformer
-from research.score.pool import IN_FLIGHT, Asked, Cost, Gauge, Scored, Watch, ask_pool
+from research.score.pool import IN_FLIGHT, Asked, Cost, Gauge, Watch, ask_pool
 from research.score.views import Views, guide_flops, render_views, scoring_flops
 
 
@@ -158,47 +158,6 @@ def _stated(measure: Stated, pool: Pool) -> Float[np.ndarray, " X"]:
     return np.asarray(values, np.float32)
 
 
-def score_terms(
-    terms: tuple[Term, ...],
-    before_YX: Float[np.ndarray, "Y X"],
-    params: Tree,
-    ids: Int[np.ndarray, " N"],
-    *,
-    round_: int,
-    key: Array,
-    place: Placement,
-    rows_per_batch: int,
-    gauge: Gauge,
-    watch: Watch | None = None,
-    first_id: int = 0,
-) -> tuple[Float[np.ndarray, "Y N"], Cost]:
-    """Measure some examples in every term: (a row for each term, what was computed).
-
-    Args:
-      before_YX: what each term said before; a static one that spoke is not asked again.
-      params: of the run: adapters joined, dropout off.
-      gauge: what is known of the terms' programs.
-      first_id: where the terms' pool begins in one of which it is a part.
-
-    Raises:
-      ScoringError: a signal is missing or not finite.
-    """
-    return ask_terms(
-        terms,
-        before_YX,
-        params,
-        ids,
-        round_=round_,
-        key=key,
-        place=place,
-        rows_per_batch=rows_per_batch,
-        gauge=gauge,
-        watch=watch,
-        first_id=first_id,
-        in_flight=IN_FLIGHT,
-    ).finish()
-
-
 class AskedTerms:
     """Measurements that were asked for, some of them of devices that are still at it."""
 
@@ -211,11 +170,11 @@ class AskedTerms:
         """Note a measurement that needs nobody."""
         self._finish.append(lambda: (signal_N, Cost()))
 
-    def ask(self, asked: Asked, finish: Callable[[], Scored]) -> None:
+    def ask(self, asked: Asked) -> None:
         """Note one that is on its way."""
 
         def give() -> tuple[np.ndarray, Cost]:
-            scored = finish()
+            scored = asked.finish()
             return scored.score_N, scored.cost
 
         self._asked.append(asked)
@@ -249,17 +208,24 @@ def ask_terms(
     place: Placement,
     rows_per_batch: int,
     gauge: Gauge,
-    in_flight: int | None,
+    in_flight: int | None = IN_FLIGHT,
     watch: Watch | None = None,
     first_id: int = 0,
     paid: Cost | None = None,
 ) -> AskedTerms:
-    """Begin what `score_terms` does; the weights may be given away meanwhile.
+    """Begin to measure some examples in every term; the weights may be given away meanwhile.
 
     Args:
+      before_YX: what each term said before; a static one that spoke is not asked again.
+      params: of the run: adapters joined, dropout off.
+      gauge: what is known of the terms' programs.
       in_flight: batches that may be on their way while the next are laid out; None: all of them,
         and all terms together.
+      first_id: where the terms' pool begins in one of which it is a part.
       paid: what was spent on it already.
+
+    Raises:
+      ScoringError: by `finish`: a signal is missing or not finite.
     """
     together = AskedTerms(paid or Cost())
     for term, before_X in zip(terms, before_YX, strict=True):
@@ -273,7 +239,7 @@ def ask_terms(
         assert term.model is not None
         assert term.views is not None
         own = params if term.weights is None else load(term.weights.folder, term.model)
-        asked, finish = ask_pool(
+        asked = ask_pool(
             term.estimator,
             term.model,
             own,
@@ -292,5 +258,5 @@ def ask_terms(
         )
         if in_flight is not None:
             asked.collect()
-        together.ask(asked, finish)
+        together.ask(asked)
     return together

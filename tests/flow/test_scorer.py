@@ -33,9 +33,9 @@ from research.plan.hlo import read
 from research.score.pool import (
     ScoringError,
     as_it_decodes,
+    ask_pool,
     batches_of,
     score_batch,
-    score_pool,
 )
 from research.score.rows import score_rows
 from research.score.views import render_views, scoring_flops
@@ -117,7 +117,7 @@ def numbers(tmp_path_factory):
 def scores_of(estimator, params, pool, ids=None, place=ONE, round_=0, **options):
     views = render_views(estimator, pool)
     ids = range(len(pool)) if ids is None else ids
-    return score_pool(
+    return ask_pool(
         estimator,
         model_on(place),
         params,
@@ -127,7 +127,7 @@ def scores_of(estimator, params, pool, ids=None, place=ONE, round_=0, **options)
         key=KEY,
         place=place,
         **options,
-    )
+    ).finish()
 
 
 @pytest.mark.parametrize("place", [ONE, EIGHT], ids=["one", "eight"])
@@ -202,7 +202,7 @@ def test_rows_that_wait_for_a_place_score_as_in_batches_of_their_own(params, poo
     other, alone = as_it_decodes(ENDS, without_refill(), views, 2)
     assert (other.decoding, alone) == (Decoding(), 2)
     scored = [
-        score_pool(ENDS, m, params, views, range(7), round_=0, key=KEY, place=ONE, **options)
+        ask_pool(ENDS, m, params, views, range(7), round_=0, key=KEY, place=ONE, **options).finish()
         for m in (model_on(ONE), without_refill())
     ]
     np.testing.assert_allclose(scored[0].score_N, scored[1].score_N, atol=NOISE_NATS)
@@ -317,10 +317,10 @@ def test_weights_laid_out_for_scoring_are_not_gathered_for_every_token(pool, alo
     held = params_on(EIGHT)
     moved = jax.device_put(held, whole.place.weights(held))
     views, ids = render_views(ENTROPY, pool), np.arange(len(pool))
-    scored = score_pool(
+    scored = ask_pool(
         ENTROPY, whole, moved, views, ids, round_=0, key=KEY, place=whole.place, stop_ids=(1, 2),
         rows_per_batch=3,
-    )  # fmt: skip
+    ).finish()  # fmt: skip
     np.testing.assert_allclose(scored.score_N, alone.score_N, atol=NOISE_NATS)
     # As on a TPU or GPU, where layers are scanned; a CPU gathers all weights once a batch.
     monkeypatch.setattr(Transformer, "unrolls_decoding", False)

@@ -32,8 +32,8 @@ from research.models.flops import forward_flops, training_flops
 from research.models.transformer import Transformer
 from research.objectives.cross_entropy import CrossEntropy
 from research.objectives.selective import Selective
-from research.score.pool import Gauge, score_pool
-from research.score.terms import open_terms, score_terms
+from research.score.pool import Gauge, ask_pool
+from research.score.terms import ask_terms, open_terms
 from research.score.views import render_views, scoring_flops
 from research.train.budget import step_flops
 from tests.flow.runs import tiny_run
@@ -77,7 +77,7 @@ def measured(estimator, pool, params, before=None, round_=0):
     terms = open_terms(curriculum, pool, MODEL, ())
     ids = np.arange(len(pool))
     shape = (len(terms), len(pool))
-    signals, cost = score_terms(
+    signals, cost = ask_terms(
         terms,
         np.full(shape, np.nan, np.float32) if before is None else before,
         params,
@@ -87,7 +87,7 @@ def measured(estimator, pool, params, before=None, round_=0):
         place=PLACE,
         rows_per_batch=3,
         gauge=Gauge(),
-    )
+    ).finish()
     return signals, cost.flops
 
 
@@ -125,10 +125,10 @@ def test_a_reference_that_reads_other_tokens_is_refused_and_a_plain_scorer_is_no
         measured(ExcessLoss(reference=strange), pool, params)
     signal_YN, _ = measured(ScoredBy(estimator=TeacherForcedLoss(), model=strange), pool, params)
     views = render_views(TeacherForcedLoss(), pool.read_by(open_tokenizer(str(other))))
-    alone = score_pool(
+    alone = ask_pool(
         TeacherForcedLoss(), MODEL, params, views, range(3), round_=0, key=KEY, place=PLACE,
         rows_per_batch=3,
-    )  # fmt: skip
+    ).finish()  # fmt: skip
     np.testing.assert_array_equal(signal_YN[0], alone.score_N)
 
 
@@ -186,10 +186,10 @@ def test_gradients_of_single_rows_are_taken_where_rows_and_weights_are_split(par
     estimator, pool = GradientNorm(targets=("final_norm_D",)), pool_of(tmp_path, ROWS)
     views = render_views(estimator, pool)
     one, eight = (
-        score_pool(
+        ask_pool(
             estimator, model, tree, views, range(3), round_=0, key=KEY, place=model.place,
             rows_per_batch=3,
-        ).score_N
+        ).finish().score_N
         for model, tree in ((MODEL, params), (model, load(FOLDER, model)))
     )  # fmt: skip
     np.testing.assert_allclose(eight, one, rtol=GRADIENTS)
