@@ -1,8 +1,9 @@
 """The map of the orderings: `python experiments/ordering_map.py runs/ordering`.
 
 A cell is a task from a start (how much the model knew before). Its panel shows, for each order,
-the difference to random order in the task's metric with its 95 % interval over seeds and items;
-p-values are corrected over all cells. Writes `ordering_map.png` beside the runs, prints a table.
+the gain over random order in the task's metric (lower losses are gains) with its 95 % interval over
+seeds and items; p-values are corrected over all cells. Writes `ordering_map.png` beside the runs,
+prints a table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
+from research.evaluate.results import LOWER_IS_BETTER
 from research.evaluate.statistics import holm
 from research.report.comparison import Standing, compare
 from research.report.drawing import COLOURS, INK, SMALL, canvas, encoded, entitle
@@ -69,9 +71,24 @@ def order_of(standing: Standing) -> str:
     return standing.arm.partition(": ")[2]
 
 
+def gain(standing: Standing) -> tuple[float, float, float]:
+    """Give what an order is better by than random order: (value, low, high) in `UNITS`."""
+    found = standing.difference
+    if found is None:
+        return 0.0, 0.0, 0.0
+    if standing.metric in LOWER_IS_BETTER:
+        return -found.value, -found.high, -found.low
+    return 100 * found.value, 100 * found.low, 100 * found.high
+
+
+def unit(standings: Sequence[Standing]) -> str:
+    """Say what a gain is counted in."""
+    return "nats" if standings[0].metric in LOWER_IS_BETTER else "points"
+
+
 def winner(standings: Sequence[Standing]) -> str:
     """Name the order with the highest metric, and whether chance alone could have put it there."""
-    best = max(standings, key=lambda s: s.estimate.value)
+    best = max(standings, key=lambda s: gain(s)[0])
     if best.difference is None:
         beaten = [s for s in standings if s.verdict == "worse"]
         sure = len(beaten) == len(standings) - 1
@@ -98,31 +115,33 @@ def draw(found: Mapping[Cell, Sequence[Standing]]) -> bytes:
 
 def panel(axes: Axes, cell: Cell, standings: Sequence[Standing], labelled: bool) -> None:
     """Draw the differences of one cell, and name its winner."""
-    shown = [(s, s.difference) for s in standings if s.difference is not None]
-    for row, (standing, difference) in enumerate(shown):
+    shown = [s for s in standings if s.difference is not None]
+    for row, standing in enumerate(shown):
+        value, low, high = gain(standing)
         colour = DECIDED[standing.verdict]
-        axes.plot([100 * difference.low, 100 * difference.high], [row, row], color=colour, lw=1.6)
-        axes.plot(100 * difference.value, row, "o", color=colour, ms=4)
+        axes.plot([low, high], [row, row], color=colour, lw=1.6)
+        axes.plot(value, row, "o", color=colour, ms=4)
     axes.axvline(0.0, color=INK, lw=0.8, ls="--")
-    axes.set_yticks(range(len(shown)), [order_of(s) for s, _ in shown] if labelled else [])
+    axes.set_yticks(range(len(shown)), [order_of(s) for s in shown] if labelled else [])
     axes.set_ylim(len(shown) - 0.5, -0.5 - (not shown))
-    axes.set_xlabel("points above random order", size=SMALL)
+    axes.set_xlabel(f"{unit(standings)} better than random order", size=SMALL)
     entitle(axes, f"{cell[0]}, {cell[1]}: {winner(standings)}")
 
 
 def table(found: dict[Cell, list[Standing]]) -> str:
     """Write the map as lines of Markdown; a question mark: it could be chance."""
     lines = [
-        "| task | start | order | value | above random | corrected p | seeds |",
+        "| task | start | order | value | better than random | corrected p | seeds |",
         "|---|---|---|---|---|---|---|",
     ]
     for (task, start), standings in found.items():
         for s in standings:
-            d = s.difference
-            gain = "" if d is None else f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+            value, low, high = gain(s)
+            better = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {unit(standings)}"
+            better = "" if s.difference is None else better
             p = "" if s.corrected is None else f"{s.corrected:.2g}"
             lines.append(
-                f"| {task} | {start} | {order_of(s)} | {s.estimate.value:.3f} | {gain} | {p} "
+                f"| {task} | {start} | {order_of(s)} | {s.estimate.value:.3f} | {better} | {p} "
                 f"| {s.seeds} |"
             )
     winners = (f"{task}, {start}: {winner(there)}" for (task, start), there in found.items())

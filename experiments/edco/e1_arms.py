@@ -27,7 +27,7 @@ from research.core.parts import vary
 from research.curriculum.budget import EqualCompute
 from research.experiment import Experiment
 
-PAYING = ("EDCO", "static EDCO", "static perplexity", "dynamic loss")
+SCORING_STEPS = 74  # what scoring the pool four times costs here, in steps of training
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
 
 
@@ -42,13 +42,18 @@ def sweep() -> Iterator[Experiment]:
 
 
 def equal_compute() -> Iterator[Experiment]:
-    """Yield arms that score, with the steps that their scoring leaves of the control's."""
-    paying = {
+    """Yield random order with the steps that EDCO's scoring would pay for, and arms that pay for
+    their scoring with steps: EDCO itself only where it scores a quarter of the pool anew."""
+    control, arms = get_config(), edco.small_arms()
+    longer = vary(control, {"clock.steps": edco.SMALL_STEPS + SCORING_STEPS})
+    yield from edco.compare(longer, {"random, EDCO's compute": control.curriculum})
+    anew = vary(arms["EDCO"], {"rescore_fraction": 0.25})
+    paying = {"EDCO, a quarter anew": anew, "static EDCO": arms["static EDCO"]}
+    equal = {
         f"{name}, equal compute": vary(arm, {"budget": EqualCompute()})
-        for name, arm in edco.small_arms().items()
-        if name in PAYING
+        for name, arm in paying.items()
     }
-    yield from edco.compare(get_config(), paying)
+    yield from edco.compare(control, equal)
 
 
 def qwen3() -> Iterator[Experiment]:

@@ -53,7 +53,7 @@ def experiment(domain: str, sets: Mapping[str, Source]) -> Experiment:
         edco.released(ASSETS, "Qwen/Qwen3-4B"),
         {
             "name": f"{domain}: random",
-            "data": edco.lettered(*part("pool"), rows=8, truncate=True),
+            "data": edco.lettered(*part("pool"), rows=8, truncate=True, held_out=part("test")),
             "evaluators": (letters("domain", *part("test")), letters("retention", *general)),
         },
     )

@@ -70,11 +70,10 @@ def sweep() -> Iterator[Experiment]:
 def noise() -> Iterator[Experiment]:
     """Yield the arms whose pool has wrong answers."""
     clean = edco.questions(ASSETS, edco.SMALL_POOL)
-    base = edco.small_edco()
     arms = {
-        "EDCO": base,
+        "EDCO": edco.small_edco(),
         "dynamic loss": curricula.dynamic_loss(rounds=edco.SMALL_ROUNDS),
-        "round-wise random": edco.measured(base),
+        "round-wise random": curricula.round_wise_random(rounds=edco.SMALL_ROUNDS),
     }
     for share in WRONG:
         control = edco.small(ASSETS, Corrupted(source=clean, fraction=share))

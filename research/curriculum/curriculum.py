@@ -388,6 +388,10 @@ class Curriculum:
         """
         if state.round == NEVER:
             raise ValueError("no round is open; call open_round first")
+        if count and not len(state.queue):
+            raise ValueError(
+                f"round {state.round} selected no example; select more, or shorten the cool-down"
+            )
         while len(state.waiting()) < count and self.allow_repeats:
             state = dataclasses.replace(state, epoch=state.epoch + 1)
             queue = np.concatenate([state.waiting(), self._epoch(state, seed)])

@@ -68,7 +68,10 @@ def affordable_clock(
     scores.
     """
     clock, budget = experiment.clock, experiment.curriculum.budget
-    scoring = scoring_flops(experiment, model, terms)
+    if experiment.curriculum.policy.uses_scores:
+        scoring = scoring_flops(experiment, model, terms)
+    else:
+        scoring = 0.0  # for the record alone
     control = step_flops(experiment, model, whole=True)
     return vary(clock, {"steps": budget.steps(clock.steps, flops, scoring, control)})
 
