@@ -43,6 +43,20 @@ MEDICAL_SUBJECTS = (
     "nutrition",
 )
 
+# LegalBench's tasks whose answers are a closed set, from several of its kinds of reasoning.
+LEGAL_TASKS = (
+    "corporate_lobbying",
+    "definition_classification",
+    "function_of_decision_section",
+    "hearsay",
+    "international_citizenship_questions",
+    "nys_judicial_ethics",
+    "overruling",
+    "personal_jurisdiction",
+    "proa",
+    "unfair_tos",
+)
+
 
 def cut(source: Source, part: Part) -> Split:
     """Give one part of a question set; rows that share a question stay together."""
@@ -101,8 +115,9 @@ def medicine(folder: str) -> dict[str, Source]:
 
 
 def law(folder: str) -> dict[str, Source]:
-    """Give the legal sets: MMLU's professional law, and LegalBench's tasks of closed answers."""
-    return {
-        "professional_law": Mmlu(path=f"{folder}/MMLU/data/test/professional_law_test.csv"),
-        "hearsay": LegalBench(path=f"{folder}/legalbench/tasks/hearsay/*.tsv"),
+    """Give the legal sets: MMLU's professional law, and tasks of LegalBench with closed answers."""
+    tasks = {
+        task: LegalBench(path=f"{folder}/legalbench/tasks/{task}/*.tsv") for task in LEGAL_TASKS
     }
+    law = Mmlu(path=f"{folder}/MMLU/data/test/professional_law_test.csv")
+    return {"professional_law": law, **tasks}

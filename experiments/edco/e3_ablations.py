@@ -58,13 +58,27 @@ def ablations() -> dict[str, Curriculum]:
         "no repeats": edco.small_edco(allow_repeats=False),
         "a round of rest": edco.small_edco(cool_down_rounds=1),
         "hardest first": edco.small_edco(order="descending"),
-        "one optimiser": edco.small_edco(reset_optimizer_each_round=False),
+        "round-wise random": curricula.round_wise_random(rounds=edco.SMALL_ROUNDS),
+    }
+
+
+def persistent() -> dict[str, Curriculum]:
+    """Give EDCO and its control with one optimiser for all rounds."""
+    kept = {"reset_optimizer_each_round": False}
+    return {
+        "EDCO, one optimiser": edco.small_edco(**kept),
+        "round-wise random, one optimiser": curricula.round_wise_random(
+            rounds=edco.SMALL_ROUNDS, **kept
+        ),
     }
 
 
 def sweep() -> Iterator[Experiment]:
     """Yield every ablation at three seeds."""
-    yield from edco.compare(edco.of_right_answers(get_config()), ablations(), SEEDS)
+    control = edco.of_right_answers(get_config())
+    yield from edco.compare(control, ablations(), SEEDS)
+    one_schedule = vary(control, {"schedule_spans_round": False})
+    yield from edco.compare(one_schedule, persistent(), SEEDS)
 
 
 def noise() -> Iterator[Experiment]:

@@ -146,6 +146,42 @@ class Deduplicated:
 
 
 @part
+class Where:
+    """The rows whose field is one of some words; rows that cannot be read stay, to be counted."""
+
+    source: Source
+    by: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            (bool(self.by), "by is empty; name the field that decides"),
+            (bool(self.values), "values is empty; name those that are kept"),
+        )
+
+    def open(self) -> Opened:
+        """Read the source once and keep the rows with these values.
+
+        Raises:
+          ValueError: no row has one of them.
+        """
+        rows = self.source.open()
+        found = [_value(rows, index, self.by) for index in range(len(rows))]
+        wanted = [json.dumps(value, ensure_ascii=False) for value in self.values]
+        absent = [value for value in wanted if value not in found]
+        if absent:
+            there = sorted({value for value in found if value is not None})
+            raise ValueError(
+                f"no row has {self.by!r} {', '.join(absent)}; the rows have: "
+                f"{', '.join(there[:20])}{' ...' if len(there) > 20 else ''}"
+            )
+        kept = [index for index, value in enumerate(found) if value is None or value in wanted]
+        note = f"{len(kept)} of {len(rows)} rows have {self.by!r} {', '.join(self.values)}"
+        return _subset(rows, kept, note)
+
+
+@part
 class Split:
     """The rows whose field hashes into a part of [0, 1): equal values never straddle two parts.
 

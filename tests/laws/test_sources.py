@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from research.core.parts import describe, rebuild
 from research.data.examples import RowError
-from research.data.selection import Columns, Deduplicated, Split, share
+from research.data.selection import Columns, Deduplicated, Split, Where, share
 from research.data.sources import HuggingFaceDataset, Jsonl, Parquet, TfdsSource
 
 ROWS = [
@@ -177,6 +177,20 @@ def test_deduplication_keeps_the_first_row_of_each_value(jsonl):
     assert rows.notes == ("3 of 7 rows repeat a 'mr' and are left out",)
 
 
+def test_rows_are_chosen_by_the_words_of_a_field(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(lines([{"id": k, "kind": "abc"[k % 3]} for k in range(7)]))
+    source = Jsonl(path=str(file))
+    rows = Where(source=source, by="kind", values=("c", "a")).open()
+    assert [rows[k]["id"] for k in range(len(rows))] == [0, 2, 3, 5, 6]
+    assert rows.where(1).endswith("rows.jsonl:3")
+    assert rows.notes == ("5 of 7 rows have 'kind' c, a",)
+    with pytest.raises(ValueError, match=r'no row has \'kind\' "d"; the rows have: "a", "b", "c"'):
+        Where(source=source, by="kind", values=("a", "d")).open()
+    with pytest.raises(ValueError, match="values is empty"):
+        Where(source=source, by="kind", values=())
+
+
 @given(cut=st.floats(0.05, 0.95), salt=st.text(max_size=3))
 def test_a_split_is_a_partition_that_keeps_equal_values_together(tmp_path_factory, cut, salt):
     file = tmp_path_factory.getbasetemp() / "split.jsonl"
@@ -205,6 +219,7 @@ def test_rows_that_cannot_be_read_pass_through_a_selection(tmp_path):
     for chosen in (
         Deduplicated(source=source, by="mr"),
         Split(source=source, by="mr", fraction=(0.0, 1.0)),
+        Where(source=source, by="mr", values=("x",)),
     ):
         rows = chosen.open()
         assert rows.where(1).endswith("rows.jsonl:2")

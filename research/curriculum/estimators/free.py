@@ -17,6 +17,7 @@ class Free:
     Attributes:
       of: "loss" or "entropy", as the objective reports it for each example.
 
+    Source: ranking by the last recorded loss: Loshchilov and Hutter 2015, arXiv 1511.06343.
     Law: the signal of an example that was never trained on is unknown, not 0.
     """
 

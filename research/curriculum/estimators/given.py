@@ -17,6 +17,7 @@ class Given:
       field: its name; `meta.level` looks inside a nested one.
       levels: words from easy to hard, scored 0, 1, 2, ...; empty: the field is a number.
 
+    Source: curricula by stated difficulty: Bengio et al. 2009, doi 10.1145/1553374.1553380.
     Law: static: the same in every round, whatever the model.
     """
 

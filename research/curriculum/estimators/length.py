@@ -18,6 +18,9 @@ class Length:
 
     Attributes:
       of: "training" (all that is fed), "prompt", or "answer" (the trained tokens and BOS).
+
+    Source: sentence length as difficulty: Platanios et al. 2019, arXiv 1903.09848.
+    Law: static: the same in every round, whatever the model.
     """
 
     of: Literal["training", "prompt", "answer"] = "training"

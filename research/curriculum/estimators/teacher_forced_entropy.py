@@ -15,6 +15,8 @@ from research.core.vocabulary import token_statistics
 class TeacherForcedEntropy:
     """Score by mean_t h_t, h_t = - sum_v p(v | x, y*_<t) ln p(v | x, y*_<t), over trained targets.
 
+    Source: token entropy of sequences: Settles and Craven 2008, EMNLP, D08-1112, there along the
+      likeliest labels, here along the reference.
     Law: 0 <= score <= ln V; independent of padding, batch-mates, bucket and device count within
     float noise.
     """

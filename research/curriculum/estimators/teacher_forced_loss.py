@@ -16,7 +16,8 @@ class TeacherForcedLoss:
     """Score by mean_t -ln p(y*_t | x, y*_<t) over the trained targets; its exponential is the
     perplexity, which ranks alike.
 
-    Source: perplexity curricula; equation as in EDCO's baseline, arXiv 2601.03725.
+    Source: the perplexity of a language model, Jelinek et al. 1977, doi 10.1121/1.2016299; as a
+      curriculum the baseline of EDCO, arXiv 2601.03725.
     Law: independent of padding, batch-mates, bucket and device count within float noise.
     """
 

@@ -28,6 +28,7 @@ class BottomFraction:
       unscored: examples without a score are an error, or come before or after all others, in
         random order. With "first", a free estimator sees the whole pool once before it repeats.
 
+    Source: the mirror image of EDCO, arXiv 2601.03725.
     Reach: an id that always scores high is never selected, by design; with repeats forbidden all
     are reached after 1 / fraction rounds.
     Law: the selection depends on the order of the scores alone, rounded to 1e-4 nats, ties by id.

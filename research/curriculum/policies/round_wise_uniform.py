@@ -20,6 +20,7 @@ from research.curriculum.state import PoolState
 class RoundWiseUniform:
     """Select `fraction` of the pool at random, anew each round, without repeats inside it.
 
+    Source: the control that EDCO, arXiv 2601.03725, needs: its rounds without its choice.
     Law: every id is reachable: each is as likely as any other of its group, every round.
     """
 

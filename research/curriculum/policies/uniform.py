@@ -14,6 +14,7 @@ from research.curriculum.state import PoolState
 class Uniform:
     """Shuffle the whole pool, again and again; with source weights, by quotas in every epoch.
 
+    Source: shuffling once an epoch is what stochastic gradient descent is run with; the control.
     Law: without weights every id comes once an epoch; with weights every id of a group comes as
     often as any other of it, give or take one. Every id is reachable.
     """
