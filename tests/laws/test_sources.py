@@ -214,7 +214,7 @@ def test_a_split_depends_on_the_value_alone_and_is_fair():
 
 
 def test_rows_that_cannot_be_read_pass_through_a_selection(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"mr": 1}\n{broken\n{"mr": 1}\n')
+    (tmp_path / "rows.jsonl").write_text('{"mr": "x"}\n{broken\n{"mr": "x"}\n')
     source = Jsonl(path=str(tmp_path / "rows.jsonl"))
     for chosen in (
         Deduplicated(source=source, by="mr"),
