@@ -29,6 +29,7 @@ from research.optimizers.schedules import Linear
 from research.tuning.full import Full
 
 SEEDS = 5
+QWEN3, LLAMA = "Qwen/Qwen3-4B", "meta-llama/Llama-3.2-3B-Instruct"  # the authors' models for SFT
 SMALL_ROUNDS, RELEASED_ROUNDS = 4, 8
 # A tenth of the questions: of the pool's share, what a laptop scores and learns in a minute.
 SMALL_POOL = (0.30, 0.40)
@@ -173,6 +174,12 @@ def small_edco(**settings) -> Curriculum:
     """Give EDCO as the small base is trained with it."""
     shape = {"fraction": 0.25, "rounds": SMALL_ROUNDS, "prefix_tokens": 32, "instruction": ""}
     return curricula.edco(**(shape | settings))
+
+
+def released_edco(**settings) -> Curriculum:
+    """Give EDCO with the authors' rounds and a request for a quick answer."""
+    shape = {"fraction": 0.25, "rounds": RELEASED_ROUNDS, "prefix_tokens": 64}
+    return curricula.edco(**(shape | {"instruction": curricula.QUICK_ANSWER} | settings))
 
 
 def measured(edco: Curriculum) -> Curriculum:

@@ -45,11 +45,16 @@ STILL = 1e-12  # a learning rate that changes no float32 weight of size one
 
 def get_config() -> Experiment:
     """Give a run that scores a sixteenth of the questions twice and learns nothing."""
+    return still(edco.small(ASSETS), domains.closed_book(some(0.0625)))
+
+
+def still(control: Experiment, questions: Source) -> Experiment:
+    """Give a run that scores some questions and learns nothing."""
     return vary(
-        edco.small(ASSETS),
+        control,
         {
             "name": "teacher-forced loss",
-            "data.sources": (asked(0.0625),),
+            "data.sources": (questions,),
             "data.rows": 8,
             "optimizer": AdamW(),
             "schedule": Constant(peak_lr=STILL),
@@ -61,10 +66,10 @@ def get_config() -> Experiment:
     )
 
 
-def asked(share: float) -> Source:
+def some(share: float) -> Source:
     """Give the first questions of the pool, a share of all questions."""
     low, _ = domains.PARTS["pool"]
-    return domains.closed_book(edco.questions(ASSETS, (low, low + share)))
+    return edco.questions(ASSETS, (low, low + share))
 
 
 def scored_by(estimator: Estimator) -> curricula.Curriculum:
@@ -73,15 +78,19 @@ def scored_by(estimator: Estimator) -> curricula.Curriculum:
     return curricula.round_wise(estimator, policy, rounds=2, reset_optimizer_each_round=False)
 
 
-def estimators() -> Mapping[str, Estimator]:
-    """Give what is compared, by name; the whole answer, sampled, is what the others approximate."""
+def estimators(template: bool) -> Mapping[str, Estimator]:
+    """Give what is compared, by name; the whole answer, sampled, is what the others approximate.
+
+    Args:
+      template: questions are asked through the model's chat template.
+    """
     prefixes = {
         f"{'quick, ' if quick else ''}{'greedy' if t is None else 'sampled'}, L={length}": (
             PrefixEntropy(
                 prefix_tokens=length,
                 temperature=t,
                 instruction=QUICK if quick else "",
-                template=False,
+                template=template,
             )
         )
         for quick, t in ((False, None), (False, 1.0), (True, None))
@@ -89,10 +98,10 @@ def estimators() -> Mapping[str, Estimator]:
     }
     others = {
         "sampled, L=64, summed": PrefixEntropy(
-            prefix_tokens=64, temperature=1.0, template=False, reduction="sum"
+            prefix_tokens=64, temperature=1.0, template=template, reduction="sum"
         ),
         "release": EdcoRelease(),
-        "first token": FirstTokenEntropy(template=False),
+        "first token": FirstTokenEntropy(template=template),
         "teacher-forced entropy": TeacherForcedEntropy(),
         "teacher-forced loss": TeacherForcedLoss(),
         "IFD": Ifd(),
@@ -103,8 +112,23 @@ def estimators() -> Mapping[str, Estimator]:
 
 def sweep() -> Iterator[Experiment]:
     """Yield a run for each estimator, 32 rows at once."""
-    for name, estimator in estimators().items():
-        yield vary(get_config(), {"name": name, "curriculum": scored_by(estimator)})
+    yield from study(get_config(), template=False)
+
+
+def qwen3() -> Iterator[Experiment]:
+    """Yield the same for Qwen3-4B."""
+    yield from study(still(edco.released(ASSETS, edco.QWEN3), some(0.0625)), template=True)
+
+
+def llama() -> Iterator[Experiment]:
+    """Yield the same for Llama-3.2-3B."""
+    yield from study(still(edco.released(ASSETS, edco.LLAMA), some(0.0625)), template=True)
+
+
+def study(control: Experiment, *, template: bool) -> Iterator[Experiment]:
+    """Yield a run for each estimator."""
+    for name, estimator in estimators(template).items():
+        yield vary(control, {"name": name, "curriculum": scored_by(estimator)})
 
 
 def timing() -> Iterator[Experiment]:
@@ -118,7 +142,7 @@ def timing() -> Iterator[Experiment]:
                 {
                     "name": f"L={length}, batch {rows}",
                     "curriculum": scored_by(estimator),
-                    "data.sources": (asked(share),),
+                    "data.sources": (domains.closed_book(some(share)),),
                     "compute.scoring_rows": rows,
                 },
             )

@@ -58,10 +58,9 @@ def equal_compute() -> Iterator[Experiment]:
 
 def qwen3() -> Iterator[Experiment]:
     """Yield the arms on Qwen3-4B with the authors' settings."""
-    yield from edco.compare(edco.released(ASSETS, "Qwen/Qwen3-4B"), edco.released_arms())
+    yield from edco.compare(edco.released(ASSETS, edco.QWEN3), edco.released_arms())
 
 
 def llama() -> Iterator[Experiment]:
     """Yield the arms on Llama-3.2-3B with the authors' settings."""
-    hub = "meta-llama/Llama-3.2-3B-Instruct"
-    yield from edco.compare(edco.released(ASSETS, hub), edco.released_arms())
+    yield from edco.compare(edco.released(ASSETS, edco.LLAMA), edco.released_arms())

@@ -39,7 +39,7 @@ def get_config() -> Experiment:
     return experiment("telecom", domains.telecom(DATA))
 
 
-def experiment(domain: str, sets: Mapping[str, Source]) -> Experiment:
+def experiment(domain: str, sets: Mapping[str, Source], hub: str = edco.QWEN3) -> Experiment:
     """Give plain random order on a domain, with the authors' settings."""
 
     def part(name: domains.Part) -> tuple[Source, ...]:
@@ -51,7 +51,7 @@ def experiment(domain: str, sets: Mapping[str, Source]) -> Experiment:
 
     general = tuple(Mmlu(path=f"{DATA}/MMLU/data/test/{subject}_test.csv") for subject in GENERAL)
     return vary(
-        edco.released(ASSETS, "Qwen/Qwen3-4B"),
+        edco.released(ASSETS, hub),
         {
             "name": f"{domain}: random",
             "data": edco.lettered(*part("pool"), rows=8, truncate=True, held_out=part("test")),
@@ -71,6 +71,16 @@ def arms(fraction: float, rounds: int, prefix: int, instruction: str) -> dict[st
 
 
 def sweep() -> Iterator[Experiment]:
+    """Yield each arm in each domain at each seed, on Qwen3-4B."""
+    yield from study(edco.QWEN3)
+
+
+def llama() -> Iterator[Experiment]:
+    """Yield the same on Llama-3.2-3B."""
+    yield from study(edco.LLAMA)
+
+
+def study(hub: str) -> Iterator[Experiment]:
     """Yield each arm in each domain at each seed."""
     sets = {
         "telecom": domains.telecom(DATA),
@@ -78,7 +88,7 @@ def sweep() -> Iterator[Experiment]:
         "law": domains.law(DATA),
     }
     for domain, there in sets.items():
-        control = experiment(domain, there)
+        control = experiment(domain, there, hub)
         yield from compare(control, domain, arms(0.25, 8, 64, curricula.QUICK_ANSWER))
 
 

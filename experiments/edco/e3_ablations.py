@@ -13,7 +13,7 @@ Result: not run yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from configs import curricula, edco
@@ -34,51 +34,75 @@ def get_config() -> Experiment:
     return vary(edco.small(ASSETS), {"name": "EDCO", "curriculum": edco.small_edco()})
 
 
-def ablations() -> dict[str, Curriculum]:
-    """Give EDCO with one setting changed, by what is changed."""
-    base = edco.small_edco()
-    top_20 = EdcoRelease(prefix_tokens=32, temperature=1.0, top_p=1.0, instruction="")
+def ablations(edco_with: Callable[..., Curriculum], rounds: int) -> dict[str, Curriculum]:
+    """Give EDCO with one setting changed, by what is changed.
+
+    Args:
+      edco_with: makes EDCO with some settings changed.
+      rounds: that it has as it is.
+    """
+    base = edco_with()
+    shape = {"prefix_tokens": base.estimator.prefix_tokens, "top_p": 1.0, "temperature": 1.0}
+    top_20 = EdcoRelease(instruction=base.estimator.instruction, **shape)
     return {
         "EDCO": base,
-        "an eighth a round": edco.small_edco(fraction=0.125),
-        "half a round": edco.small_edco(fraction=0.5),
-        "two rounds": edco.small_edco(rounds=2),
-        "eight rounds": edco.small_edco(rounds=8),
-        "a quarter scored anew": edco.small_edco(rescore_fraction=0.25),
-        "scored once": edco.small_edco(rescore_fraction=0.0),
-        "one token": edco.small_edco(prefix_tokens=1),
-        "8 tokens": edco.small_edco(prefix_tokens=8),
-        "128 tokens": edco.small_edco(prefix_tokens=128),
-        "asked to be quick": edco.small_edco(instruction=curricula.QUICK_ANSWER),
+        "an eighth a round": edco_with(fraction=0.125),
+        "half a round": edco_with(fraction=0.5),
+        "half the rounds": edco_with(rounds=rounds // 2),
+        "twice the rounds": edco_with(rounds=2 * rounds),
+        "a quarter scored anew": edco_with(rescore_fraction=0.25),
+        "scored once": edco_with(rescore_fraction=0.0),
+        "one token": edco_with(prefix_tokens=1),
+        "8 tokens": edco_with(prefix_tokens=8),
+        "128 tokens": edco_with(prefix_tokens=128),
+        "asked to be quick": edco_with(instruction=curricula.QUICK_ANSWER),
+        "not asked to be quick": edco_with(instruction=""),
         "summed": vary(base, {"estimator.reduction": "sum"}),
-        "sampled at T=1": edco.small_edco(temperature=1.0),
+        "sampled at T=1": edco_with(temperature=1.0),
         "20 likeliest, all tokens": vary(base, {"estimator": vary(top_20, {"top_fraction": 1.0})}),
         "20 likeliest, top fifth": vary(base, {"estimator": top_20}),
         "without the top 5 %": vary(base, {"policy": Window(fraction=0.25, skip=0.05)}),
-        "no repeats": edco.small_edco(allow_repeats=False),
-        "a round of rest": edco.small_edco(cool_down_rounds=1),
-        "hardest first": edco.small_edco(order="descending"),
-        "round-wise random": curricula.round_wise_random(rounds=edco.SMALL_ROUNDS),
+        "no repeats": edco_with(allow_repeats=False, fraction=1 / rounds),
+        "a round of rest": edco_with(cool_down_rounds=1),
+        "hardest first": edco_with(order="descending"),
+        "round-wise random": curricula.round_wise_random(rounds=rounds),
     }
 
 
-def persistent() -> dict[str, Curriculum]:
+def persistent(edco_with: Callable[..., Curriculum], rounds: int) -> dict[str, Curriculum]:
     """Give EDCO and its control with one optimiser for all rounds."""
     kept = {"reset_optimizer_each_round": False}
     return {
-        "EDCO, one optimiser": edco.small_edco(**kept),
-        "round-wise random, one optimiser": curricula.round_wise_random(
-            rounds=edco.SMALL_ROUNDS, **kept
-        ),
+        "EDCO, one optimiser": edco_with(**kept),
+        "round-wise random, one optimiser": curricula.round_wise_random(rounds=rounds, **kept),
     }
 
 
-def sweep() -> Iterator[Experiment]:
-    """Yield every ablation at three seeds."""
-    control = edco.of_right_answers(get_config())
-    yield from edco.compare(control, ablations(), SEEDS)
+def study(
+    control: Experiment, edco_with: Callable[..., Curriculum], rounds: int
+) -> Iterator[Experiment]:
+    """Yield every ablation at three seeds; one optimiser also has one schedule."""
+    yield from edco.compare(control, ablations(edco_with, rounds), SEEDS)
     one_schedule = vary(control, {"schedule_spans_round": False})
-    yield from edco.compare(one_schedule, persistent(), SEEDS)
+    yield from edco.compare(one_schedule, persistent(edco_with, rounds), SEEDS)
+
+
+def sweep() -> Iterator[Experiment]:
+    """Yield the study of the small base."""
+    control = edco.of_right_answers(edco.small(ASSETS))
+    yield from study(control, edco.small_edco, edco.SMALL_ROUNDS)
+
+
+def qwen3() -> Iterator[Experiment]:
+    """Yield it on Qwen3-4B with the authors' settings."""
+    control = edco.released(ASSETS, edco.QWEN3)
+    yield from study(control, edco.released_edco, edco.RELEASED_ROUNDS)
+
+
+def llama() -> Iterator[Experiment]:
+    """Yield it on Llama-3.2-3B with the authors' settings."""
+    control = edco.released(ASSETS, edco.LLAMA)
+    yield from study(control, edco.released_edco, edco.RELEASED_ROUNDS)
 
 
 def noise() -> Iterator[Experiment]:

@@ -18,8 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs import curricula, edco
+from configs import edco
 from research.core.parts import vary
+from research.curriculum.curriculum import Curriculum
+from research.curriculum.policies.bottom_fraction import BottomFraction
 from research.experiment import Experiment
 
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
@@ -37,7 +39,21 @@ def get_config() -> Experiment:
 
 def sweep() -> Iterator[Experiment]:
     """Yield the arms at three seeds."""
-    chosen = get_config().curriculum
-    bottom = curricula.easiest(rounds=ROUNDS, prefix_tokens=32, instruction="")
-    arms = {"EDCO": chosen, "bottom": bottom, "round-wise random": edco.measured(chosen)}
-    yield from edco.compare(edco.of_right_answers(get_config()), arms, SEEDS)
+    control = edco.of_right_answers(get_config())
+    yield from edco.compare(control, arms(edco.small_edco(rounds=ROUNDS)), SEEDS)
+
+
+def qwen3() -> Iterator[Experiment]:
+    """Yield the arms on Qwen3-4B with the authors' settings."""
+    yield from edco.compare(edco.released(ASSETS, edco.QWEN3), arms(edco.released_edco()), SEEDS)
+
+
+def llama() -> Iterator[Experiment]:
+    """Yield the arms on Llama-3.2-3B with the authors' settings."""
+    yield from edco.compare(edco.released(ASSETS, edco.LLAMA), arms(edco.released_edco()), SEEDS)
+
+
+def arms(chosen: Curriculum) -> dict[str, Curriculum]:
+    """Give EDCO, its mirror image and its control, all scored alike."""
+    bottom = vary(chosen, {"policy": BottomFraction(fraction=chosen.policy.fraction)})
+    return {"EDCO": chosen, "bottom": bottom, "round-wise random": edco.measured(chosen)}
