@@ -82,6 +82,8 @@ benchmarks: $(VENV)/parity
 	$(RUN)/python -m benchmarks.step
 	$(RUN)/python -m benchmarks.decode
 	$(RUN)/python -m benchmarks.score
+	$(RUN)/python -m benchmarks.refill
+	$(RUN)/python -m benchmarks.refresh
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs

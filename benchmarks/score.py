@@ -119,7 +119,7 @@ def build_theirs(folder: Path, rows: int, prompts: int, keep_logits: bool = Fals
 
 
 def best_batch(build: Any, folder: Path) -> tuple[int, dict[int, float]]:
-    """Give the batch with the least CPU time a prompt, and that time for all of them, in ms."""
+    """Give the batch with the least wall time a prompt, and that time for all of them, in ms."""
     builds = {str(rows): functools.partial(build, folder, rows, rows) for rows in BATCHES}
     seen = race(builds, rounds=1, runs=3)
     cost = {rows: min(seen[str(rows)]["wall_s"]) / rows * 1e3 for rows in BATCHES}
