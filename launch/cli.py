@@ -377,7 +377,11 @@ def score(
     data: DataFile,
     out: Annotated[Path, typer.Option(help="JSONL, a row per example, in input order.")],
     estimator: Annotated[
-        str, typer.Option(help="loss, entropy, prefix_entropy, edco_release or length.")
+        str,
+        typer.Option(
+            help="loss, entropy, prefix_entropy, edco_release, length, or as in Python: "
+            "'PrefixEntropy(prefix_tokens=32)'."
+        ),
     ] = "loss",
     set_: Annotated[
         list[str],

@@ -8,7 +8,8 @@ A measurement enters an expression by one of three doors, which say in what unit
 
 Behind them + - * / < > and `where`, `quantile` do what they do to numbers, example by example.
 A measurement that occurs twice is run once. An example has no score where a measurement that its
-value depends on is not known. An expression is a part: it compares, varies and travels as JSON like any estimator.
+value depends on is not known. An expression is a part: it compares, varies and travels as JSON like
+any estimator.
 """
 
 from __future__ import annotations
