@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,6 +33,8 @@ def look_of(arms: Sequence[Arm], control: str) -> dict[str, dict]:
         name: {
             "color": COLOURS[index % len(COLOURS)],
             "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
+            # A point has no line style: hollow ones are of the second run through the colours.
+            "markerfacecolor": "white" if index >= len(COLOURS) else COLOURS[index],
         }
         for index, name in enumerate(others)
     }
@@ -74,12 +77,16 @@ def explain(axes: Axes, entries: int) -> None:
         axes.legend(frameon=False, fontsize=SMALL, labelcolor=INK)
 
 
-def explain_below(figure: Figure, axes: Axes, entries: int) -> None:
-    """Add a legend below all panels, which stays clear of curves that go everywhere."""
-    if entries > 1:
-        figure.set_figheight(figure.get_figheight() + 0.22 * -(-entries // 3))
+def explain_below(figure: Figure, *panels: Axes) -> None:
+    """Add a legend of all entries below all panels, clear of curves that go everywhere."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    if len(entries) > 1:
+        figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(entries) // 3))
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+            entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False,
             fontsize=SMALL, labelcolor=INK,
         )  # fmt: skip
 

@@ -71,7 +71,7 @@ def learning_curves(
         axes.xaxis.set_major_formatter(EngFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylabel("")
-    explain_below(figure, panels[0], drawn)
+    explain_below(figure, panels[0])
     return encoded(figure) if drawn else None
 
 

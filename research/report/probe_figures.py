@@ -42,10 +42,8 @@ def collapse(groups: Sequence[Sequence[Arm]], look: Mapping[str, dict]) -> bytes
         for arm in arms:
             steps, values = over_runs(arm.runs, _pool_means)
             _banded(axes, steps, values, look[arm.name], arm.name)
-        axes.set(
-            xlabel="updates made when scored", ylabel=f"pool: {probe.label_of(arms[0].runs[0])}"
-        )
-        explain(axes, len(arms))
+        axes.set(xlabel="updates made", ylabel=f"pool: {probe.label_of(arms[0].runs[0])}")
+    explain_below(figure, *panels)
     return encoded(figure)
 
 
@@ -180,7 +178,7 @@ def choice(arm: Arm, told: Sequence[Sequence[Opening]], look: dict) -> bytes:
     for axes in (new, reached):
         axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    explain_below(figure, new, 2)
+    explain_below(figure, new)
     return encoded(figure)
 
 

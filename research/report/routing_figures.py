@@ -51,7 +51,7 @@ def training(arms: Sequence[Arm], look: Look) -> bytes:
     axes[0].axhline(1.0, color=INK, lw=0.7, ls=":")
     for count in {_num_experts(arm) for arm in arms}:
         axes[1].axhline(math.log(count), color=INK, lw=0.7, ls=":")
-    explain_below(figure, axes[0], len(arms))
+    explain_below(figure, axes[0])
     return encoded(figure)
 
 
@@ -108,7 +108,7 @@ def drift(arms: Sequence[Arm], look: Look, evaluation: str) -> bytes:
     over.set(xlabel="step (updates)", ylabel="agreement with the start (share)")
     layers.set(xlabel="layer", ylabel="agreement at the end (share)")
     layers.xaxis.set_major_locator(MaxNLocator(integer=True))
-    explain_below(figure, over, len(arms))
+    explain_below(figure, over)
     return encoded(figure)
 
 
@@ -150,7 +150,7 @@ def specialisation(found: Mapping[str, Sequence[Sliced]], look: Look) -> bytes:
     axes.set(xlabel="layer", ylabel="slice and expert share (nats)")
     axes.set_ylim(bottom=0.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    explain_below(figure, axes, len(found))
+    explain_below(figure, axes)
     return encoded(figure)
 
 
