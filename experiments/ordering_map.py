@@ -15,14 +15,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from research.evaluate.results import LOWER_IS_BETTER
 from research.evaluate.statistics import holm
 from research.report.comparison import Standing, compare
-from research.report.drawing import COLOURS, INK, SMALL, canvas, encoded, entitle
+from research.report.drawing import SMALL, canvas, encoded, entitle
+from research.report.figures import forest, label_of
 from research.report.runs import Arm, read_arms
 
 CONTROL = "random"
-DECIDED = {"better": COLOURS[2], "worse": COLOURS[1], "undecided": "#9aa5b1"}
 PICTURE = "ordering_map.png"
 STARTS = ("early", "middle", "late")
 
@@ -71,24 +70,9 @@ def order_of(standing: Standing) -> str:
     return standing.arm.partition(": ")[2]
 
 
-def gain(standing: Standing) -> tuple[float, float, float]:
-    """Give what an order is better by than random order: (value, low, high) in `UNITS`."""
-    found = standing.difference
-    if found is None:
-        return 0.0, 0.0, 0.0
-    if standing.metric in LOWER_IS_BETTER:
-        return -found.value, -found.high, -found.low
-    return 100 * found.value, 100 * found.low, 100 * found.high
-
-
-def unit(standings: Sequence[Standing]) -> str:
-    """Say what a gain is counted in."""
-    return "nats" if standings[0].metric in LOWER_IS_BETTER else "points"
-
-
 def winner(standings: Sequence[Standing]) -> str:
     """Name the order with the highest metric, and whether chance alone could have put it there."""
-    best = max(standings, key=lambda s: gain(s)[0])
+    best = max(standings, key=lambda s: s.gain[0])
     if best.difference is None:
         beaten = [s for s in standings if s.verdict == "worse"]
         sure = len(beaten) == len(standings) - 1
@@ -116,15 +100,9 @@ def draw(found: Mapping[Cell, Sequence[Standing]]) -> bytes:
 def panel(axes: Axes, cell: Cell, standings: Sequence[Standing], labelled: bool) -> None:
     """Draw the differences of one cell, and name its winner."""
     shown = [s for s in standings if s.difference is not None]
-    for row, standing in enumerate(shown):
-        value, low, high = gain(standing)
-        colour = DECIDED[standing.verdict]
-        axes.plot([low, high], [row, row], color=colour, lw=1.6)
-        axes.plot(value, row, "o", color=colour, ms=4)
-    axes.axvline(0.0, color=INK, lw=0.8, ls="--")
+    forest(axes, shown)
     axes.set_yticks(range(len(shown)), [order_of(s) for s in shown] if labelled else [])
-    axes.set_ylim(len(shown) - 0.5, -0.5 - (not shown))
-    axes.set_xlabel(f"{unit(standings)} better than random order", size=SMALL)
+    axes.set_xlabel(f"{label_of(standings[0].metric)},\nbetter than random", size=SMALL)
     entitle(axes, f"{cell[0]}, {cell[1]}: {winner(standings)}")
 
 
@@ -136,9 +114,7 @@ def table(found: dict[Cell, list[Standing]]) -> str:
     ]
     for (task, start), standings in found.items():
         for s in standings:
-            value, low, high = gain(s)
-            better = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {unit(standings)}"
-            better = "" if s.difference is None else better
+            better = "" if s.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*s.gain)
             p = "" if s.corrected is None else f"{s.corrected:.2g}"
             lines.append(
                 f"| {task} | {start} | {order_of(s)} | {s.estimate.value:.3f} | {better} | {p} "

@@ -63,6 +63,16 @@ class Standing:
         return "better" if (self.difference.value < 0) == lower_wins else "worse"
 
     @property
+    def gain(self) -> tuple[float, float, float]:
+        """What the arm is better by: the difference and its interval, turned where lower wins."""
+        found = self.difference
+        if found is None:
+            return 0.0, 0.0, 0.0
+        if self.metric in LOWER_IS_BETTER:
+            return -found.value, -found.high, -found.low
+        return found.value, found.low, found.high
+
+    @property
     def smallest_visible(self) -> float:
         """The smallest difference that this comparison would have shown, with 80 % power."""
         if self.discordance is not None:

@@ -8,7 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from research.report.comparison import Standing
 from research.report.drawing import (
+    COLOURS,
+    INK,
     canvas,
     encoded,
     explain,
@@ -19,6 +22,7 @@ from research.report.drawing import (
 from research.report.runs import Arm, Round
 
 POOL, SELECTED = "#9aa5b1", "#D55E00"
+DECIDED = {"better": COLOURS[2], "worse": COLOURS[1], "undecided": "#9aa5b1"}
 NAMES = {
     "loss_nats": "loss (nats a token)",
     "perplexity": "perplexity",
@@ -29,6 +33,37 @@ NAMES = {
 def label_of(metric: str) -> str:
     """Name a metric for an axis, with its unit."""
     return NAMES.get(metric, metric.replace("_", " ") + " (share)")
+
+
+def differences(standings: Sequence[Standing], control: str) -> bytes | None:
+    """Draw what each arm is better by than the control in each evaluation, with its interval."""
+    by_evaluation: dict[str, list[Standing]] = {}
+    for standing in standings:
+        if standing.difference is not None:
+            by_evaluation.setdefault(standing.evaluation, []).append(standing)
+    if not by_evaluation:
+        return None
+    most = max(map(len, by_evaluation.values()))
+    named: list[str] = []
+    figure, panels = canvas(len(by_evaluation), width=7.0, height=0.9 + 0.22 * most)
+    for axes, (evaluation, shown) in zip(panels, by_evaluation.items(), strict=True):
+        forest(axes, shown)
+        names = [standing.arm for standing in shown]
+        axes.set_yticks(range(len(shown)), [""] * len(names) if names == named else names)
+        named = names
+        axes.set_xlabel(f"{evaluation}: {label_of(shown[0].metric)},\nbetter than {control}")
+    return encoded(figure)
+
+
+def forest(axes: Axes, standings: Sequence[Standing]) -> None:
+    """Draw gains with their intervals from top to bottom; grey could be chance."""
+    for row, standing in enumerate(standings):
+        value, low, high = standing.gain
+        colour = DECIDED[standing.verdict]
+        axes.plot([low, high], [row, row], color=colour, lw=1.6)
+        axes.plot(value, row, "o", color=colour, ms=4)
+    axes.axvline(0.0, color=INK, lw=0.8, ls="--")
+    axes.set_ylim(len(standings) - 0.5, -0.5 - (not standings))
 
 
 def training_loss(arms: Sequence[Arm], look: Mapping[str, dict]) -> bytes | None:

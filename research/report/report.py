@@ -116,7 +116,14 @@ def _arms_section(arms: Sequence[Arm], standings: Sequence[Standing], control: s
     told = settings.table(arms)
     found += [*([told] if told else []), tables.budgets(arms), costs.table(arms)]
     found += costs.scoring(arms)
-    return Section(heading="The arms", tables=tuple(found), brief=True)
+    drawn = _plot(
+        "differences",
+        figures.differences(standings, control),
+        f"What each arm is better by than {control}: the paired difference and its 95 % interval. "
+        "Green: better, red: worse, at 5 % after Holm's correction; grey: could be chance.",
+    )
+    plots = (drawn,) if drawn else ()
+    return Section(heading="The arms", tables=tuple(found), plots=plots, brief=True)
 
 
 def _learning_section(arms: Sequence[Arm], control: str) -> Section:

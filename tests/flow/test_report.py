@@ -142,6 +142,7 @@ def test_the_page_needs_no_other_file_and_its_plots_lie_beside_it(reported):
     images = sorted(path.name for path in out.parent.glob("*.png"))
     assert [name for name in images if not name.startswith("probe-")] == [
         "coverage.png",
+        "differences.png",
         "evaluation-restaurants.png",
         "loss.png",
     ]
