@@ -130,12 +130,16 @@ def over_seeds(arm: Arm, evaluation: str, metric: str, slice_: str = "") -> Esti
 def methods(arms: Sequence[Arm]) -> list[tuple[Arm | None, Arm | None]]:
     """Pair arms that differ in their budget alone: (at equal steps, at equal compute).
 
-    An arm that is charged no scoring is both.
+    An arm that is charged no scoring is both. One that makes other steps than the first of its
+    method stands alone.
     """
     found: dict[str, list[Arm | None]] = {}
     for arm in arms:
-        pair = found.setdefault(_method_of(arm.runs[0]), [None, None])
-        pair[_has_equal_compute(arm.runs[0])] = arm
+        method, budget = _method_of(arm.runs[0]), _has_equal_compute(arm.runs[0])
+        if found.get(method, [None, None])[budget] is not None:
+            method += arm.name
+        pair = found.setdefault(method, [None, None])
+        pair[budget] = arm
         if not any(run.flops()[1] for run in arm.runs):
             pair[1] = pair[1] or arm
     return [(first, second) for first, second in found.values()]

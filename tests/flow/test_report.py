@@ -517,6 +517,7 @@ def test_methods_stand_at_equal_steps_beside_equal_compute(tmp_path):
     random, top = "round_wise_uniform.RoundWiseUniform", "top_fraction.TopFraction"
     made = {
         "random": (curriculum(random, "EqualSteps"), STEPS),
+        "random, longer": (curriculum(random, "EqualSteps"), 2 * STEPS),
         "edco": (curriculum(top, "EqualSteps"), STEPS),
         "edco, compute": (curriculum(top, "EqualCompute"), 12),
     }
@@ -528,14 +529,18 @@ def test_methods_stand_at_equal_steps_beside_equal_compute(tmp_path):
             (workdir / "experiment.json").write_text(json.dumps({"experiment": experiment}))
     arms = read_arms([tmp_path])
     names = [tuple(arm.name for arm in pair) for pair in methods(arms)]
-    assert names == [("random", "random"), ("edco", "edco, compute")]
+    longer = ("random, longer", "random, longer")
+    assert sorted(names) == [("edco", "edco, compute"), ("random", "random"), longer]
     charged = {arm.name: arm.runs[0].flops()[1] > 0 for arm in arms}
-    assert charged == {"random": False, "edco": True, "edco, compute": True}
+    assert charged == dict.fromkeys(longer, False) | {
+        "random": False, "edco": True, "edco, compute": True
+    }  # fmt: skip
     rows = compare(arms, "random")
     table = tables.side_by_side(rows, methods(arms), "random")
     equal, less = (next(r for r in rows if r.arm == name) for name in ("edco", "edco, compute"))
-    assert table.rows[0] == ("random", *("control", MISSING) * 2, "24")
-    name, at_steps, p_at_steps, at_compute, p_at_compute, steps = table.rows[1]
+    told = {row[0]: row for row in table.rows}
+    assert told["random"] == ("random", *("control", MISSING) * 2, "24")
+    name, at_steps, p_at_steps, at_compute, p_at_compute, steps = told["edco"]
     assert (name, steps) == ("edco", "12")
     assert at_steps != at_compute
     assert p_at_steps == p_value(equal.corrected)
