@@ -11,7 +11,8 @@ Expectation: overlap grows with L and stops well below the ceiling for L = 1; sh
   before 128 tokens, so the saving is smaller than the paper's.
 Command: maktab sweep experiments/edco/e0_estimators.py --workdir runs/e0 &&
   python experiments/edco/e0_table.py runs/e0
-Result: not run yet.
+Result: a greedy prefix of 32 tokens chooses 99 % of what whole greedy answers choose; two sampled
+  whole answers share 38 % of their highest quarters, where chance shares 25 % (RESULTS.md).
 """
 
 from __future__ import annotations
