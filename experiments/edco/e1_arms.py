@@ -12,8 +12,8 @@ Method: Questions about O-RAN specifications, asked closed-book; a tenth of them
 Expectation: the order matters less than the seed; EDCO costs more than it gains.
 Command: maktab sweep experiments/edco/e1_arms.py --jobs 2
   On an accelerator: --generator qwen3, or --generator llama, with the authors' settings.
-Result: no accuracy differs; EDCO's loss is 0.045 nats above round-wise random (p = 0.002, Holm), and
-  plain random order beats both (RESULTS.md).
+Result: no accuracy differs; EDCO's loss is 0.045 nats above round-wise random (p = 0.002 by Holm),
+  and plain random order beats both (RESULTS.md).
 """
 
 from __future__ import annotations
