@@ -10,7 +10,8 @@ Method: EDCO, its mirror image and round-wise random over eight rounds, all scor
 Expectation: entropy falls in every arm, for fine-tuning on short answers sharpens; less so in
   EDCO.
 Command: maktab sweep experiments/edco/e4_dynamics.py --jobs 2
-Result: not run yet.
+Result: over E1's four rounds the pool's entropy moves by +0.01 nats under EDCO, -0.13 under its
+  control, -0.26 under its mirror image (RESULTS.md). Eight rounds are not run yet.
 """
 
 from __future__ import annotations
