@@ -60,7 +60,12 @@ LEGAL_TASKS = (
 
 def cut(source: Source, part: Part) -> Split:
     """Give one part of a question set; rows that share a question stay together."""
-    return Split(source=source, by="question", fraction=PARTS[part], salt=SALT)
+    return between(source, PARTS[part])
+
+
+def between(source: Source, fraction: tuple[float, float]) -> Split:
+    """Give the questions whose hash lies there."""
+    return Split(source=source, by="question", fraction=fraction, salt=SALT)
 
 
 def closed_book(source: Source) -> Columns:

@@ -16,7 +16,6 @@ from research.curriculum.curriculum import Curriculum
 from research.curriculum.policies.round_wise_uniform import RoundWiseUniform
 from research.data.pool import Data
 from research.data.rows import Rendering
-from research.data.selection import Split
 from research.data.sources import Jsonl
 from research.evaluate.choice import MultipleChoice
 from research.evaluate.likelihood import Likelihood
@@ -43,8 +42,7 @@ ASKED_TOKENS = 512  # a test question is read with all its options: 387 at most
 
 def questions(assets: str, fraction: tuple[float, float]) -> Source:
     """Give some of O-RAN's questions, cut by their hash."""
-    source = Jsonl(path=f"{assets}/oran_bench/train.jsonl.gz")
-    return Split(source=source, by="question", fraction=fraction, salt=domains.SALT)
+    return domains.between(Jsonl(path=f"{assets}/oran_bench/train.jsonl.gz"), fraction)
 
 
 def only_asked(assets: str) -> tuple[Source, ...]:
@@ -142,8 +140,8 @@ def small(assets: str, pool: Source | None = None) -> Experiment:
 
 def of_right_answers(control: Experiment) -> Experiment:
     """Evaluate the loss of right answers alone: a fifth of the time, and it tells more apart."""
-    told = [evaluator for evaluator in control.evaluators if isinstance(evaluator, Likelihood)]
-    return vary(control, {"evaluators": tuple(told)})
+    losses = [evaluator for evaluator in control.evaluators if isinstance(evaluator, Likelihood)]
+    return vary(control, {"evaluators": tuple(losses)})
 
 
 def released(assets: str, hub: str) -> Experiment:

@@ -22,7 +22,7 @@ from research.core.parts import vary
 from research.core.protocols import Source
 from research.curriculum.curriculum import Curriculum
 from research.data.question_sets import Mmlu, TeleQna
-from research.data.selection import Deduplicated, Split, Where
+from research.data.selection import Deduplicated, Where
 from research.data.sources import Jsonl
 from research.evaluate.choice import MultipleChoice
 from research.evaluate.likelihood import Likelihood
@@ -124,18 +124,12 @@ def small_experiment(
     """
     low, _ = domains.PARTS["pool"]
 
-    def part(*fraction: float) -> tuple[Source, ...]:
+    def part(fraction: tuple[float, float]) -> tuple[Source, ...]:
         return tuple(
-            Split(
-                source=Deduplicated(source=source, by="question"),
-                by="question",
-                fraction=fraction,
-                salt=domains.SALT,
-            )
-            for source in sets
+            domains.between(Deduplicated(source=source, by="question"), fraction) for source in sets
         )
 
-    learnt, tested = part(low, tested_from), part(tested_from, 1.0)
+    learnt, tested = part((low, tested_from)), part((tested_from, 1.0))
     pool = edco.closed_book(
         *map(domains.closed_book, learnt),
         rows=16,

@@ -84,10 +84,11 @@ class MultipleChoice:
                 items, pool.examples, gold_X, asked, strict=True
             ):
                 log_p = np.asarray([next(sums) for _ in options])
+                if by == "letter":
+                    item |= _verdict("accuracy_letter", log_p, gold)
+                    continue
                 widths = [len(str(text).encode()) for text in example.row["options"]]
                 scores = {"text": log_p, "text_per_byte": log_p / np.maximum(widths, 1)}
-                if by == "letter":
-                    scores = {"letter": log_p}
                 for kind in sorted(scores, key=by.__ne__):  # the one that was asked for first
                     item |= _verdict(f"accuracy_{kind}", scores[kind], gold)
         return [*items]
