@@ -52,22 +52,28 @@ def only_asked(assets: str) -> tuple[Source, ...]:
 
 
 def closed_book(
-    *sources: Source, rows: int, row_tokens: int = ROW_TOKENS, held_out: tuple[Source, ...] = ()
+    *sources: Source,
+    rows: int,
+    row_tokens: int = ROW_TOKENS,
+    held_out: tuple[Source, ...] = (),
+    left_out: float | None = None,
 ) -> Data:
     """Give rows of one example each: every arm then sees equally many examples a step.
 
     Args:
       held_out: what is tested, as prompt and completion; rows that ask the same are left out.
+      left_out: the share of rows that may be left out, longer ones too; None: those are cut.
     """
-    return Data(
+    data = Data(
         sources=sources,
         rows=rows,
         row_tokens=row_tokens,
         rendering=Rendering(template=False),
         pack=False,
-        truncate=True,
+        truncate=left_out is None,
         held_out=held_out,
     )
+    return data if left_out is None else vary(data, {"max_bad_fraction": left_out})
 
 
 def lettered(
@@ -113,11 +119,11 @@ def small(assets: str, pool: Source | None = None) -> Experiment:
     source = questions(assets, SMALL_POOL) if pool is None else pool
     tested, _ = only_asked(assets)
     held_out = tuple(map(domains.closed_book, only_asked(assets)))
-    data = closed_book(domains.closed_book(source), rows=16, held_out=held_out)
+    learnt = domains.closed_book(source)
     return Experiment(
         name="random",
         model=Pretrained(folder=f"{assets}/edco_base"),
-        data=vary(data, {"truncate": False, "max_bad_fraction": LEFT_OUT}),
+        data=closed_book(learnt, rows=16, held_out=held_out, left_out=LEFT_OUT),
         tuning=Full(),
         objective=CrossEntropy(),
         optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1),

@@ -135,13 +135,14 @@ def small_experiment(
         rows=16,
         row_tokens=row_tokens,
         held_out=tuple(map(domains.closed_book, tested)),
+        left_out=LEFT_OUT,
     )
     told = Jsonl(path=f"{DATA}/tinystories/dev.jsonl.gz")
     stories = edco.closed_book(told, rows=32, row_tokens=128)
     return vary(
         edco.small(ASSETS),
         {
-            "data": vary(pool, {"truncate": False, "max_bad_fraction": LEFT_OUT}),
+            "data": pool,
             "clock.evaluate_first": True,
             "evaluators": (
                 edco.asked(*tested, name="domain", row_tokens=1024),
