@@ -188,7 +188,8 @@ def judged(seen: dict[str, Any], prompts: int) -> Table:
     for name, row in seen.items():
         result, cost = row.pop("result")
         row["prompts_timed"], row["split"] = len(result), cost
-        near = np.abs(result - scores[: len(result)]) < NEAR_NATS
+        both = min(len(result), len(scores))
+        near = np.abs(result[:both] - scores[:both]) < NEAR_NATS
         row["equal_scores_fraction"] = float(np.mean(near))
         for clock in ("wall_s", "cpu_s"):
             row[clock] = [seconds * prompts / len(result) for seconds in row[clock]]
