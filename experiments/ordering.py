@@ -47,7 +47,6 @@ ASSETS = str(Path(__file__).resolve().parent / "assets")
 DATA = "data"
 SEEDS, STEPS, ROUNDS = 3, 96, 6
 POOL, TEST = STEPS * 16, 300
-GRADED = (0.30, 0.452)  # as many O-RAN questions
 MATH_STEPS = 30
 LEFT_OUT = 0.25  # of MATH's problems; of O-RAN's questions an eighth, of sums a hundredth
 # What the model knew before: little, some, all that the base ever learns.
@@ -81,7 +80,7 @@ class Task:
 def tasks() -> dict[str, Task]:
     """Give the tasks by name; nothing that is tested is in a pool."""
     sums, hops = {"digits": 3}, {"letters": 6, "most_hops": 4}
-    graded, (tested, _) = edco.questions(ASSETS, GRADED), edco.only_asked(ASSETS)
+    graded, (tested, _) = edco.questions(ASSETS, edco.SMALL_POOL), edco.only_asked(ASSETS)
     return {
         "addition": task(
             Addition(count=POOL, **sums), Addition(count=TEST, seed=1, **sums), row_tokens=32
@@ -93,6 +92,7 @@ def tasks() -> dict[str, Task]:
             domains.closed_book(graded),
             domains.closed_book(tested),
             dial=Given(levels=("E", "M", "H")),
+            steps=edco.SMALL_STEPS,
         ),
         "MATH": task(
             problems((0.0, 0.75)),

@@ -27,7 +27,7 @@ from research.experiment import Experiment
 
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
 WRONG = (0.05, 0.20)
-SEEDS = 3
+NOISE_SEEDS = 3
 
 
 def get_config() -> Experiment:
@@ -82,10 +82,10 @@ def persistent(edco_with: Callable[..., Curriculum], rounds: int) -> dict[str, C
 def study(
     control: Experiment, edco_with: Callable[..., Curriculum], rounds: int
 ) -> Iterator[Experiment]:
-    """Yield every ablation at three seeds; one optimiser also has one schedule."""
-    yield from edco.compare(control, ablations(edco_with, rounds), SEEDS)
+    """Yield every ablation at five seeds; one optimiser also has one schedule."""
+    yield from edco.compare(control, ablations(edco_with, rounds))
     one_schedule = vary(control, {"schedule_spans_round": False})
-    yield from edco.compare(one_schedule, persistent(edco_with, rounds), SEEDS)
+    yield from edco.compare(one_schedule, persistent(edco_with, rounds))
 
 
 def sweep() -> Iterator[Experiment]:
@@ -117,4 +117,4 @@ def noise() -> Iterator[Experiment]:
     for share in WRONG:
         control = edco.small(ASSETS, Corrupted(source=clean, fraction=share))
         named = {f"{name}, {share:.0%} wrong": arm for name, arm in arms.items()}
-        yield from edco.compare(edco.of_right_answers(control), named, SEEDS)
+        yield from edco.compare(edco.of_right_answers(control), named, NOISE_SEEDS)

@@ -26,7 +26,7 @@ from research.curriculum.policies.bottom_fraction import BottomFraction
 from research.experiment import Experiment
 
 ASSETS = str(Path(__file__).resolve().parent.parent / "assets")
-ROUNDS, SEEDS = 8, 3
+ROUNDS = 8
 
 
 def get_config() -> Experiment:
@@ -39,19 +39,19 @@ def get_config() -> Experiment:
 
 
 def sweep() -> Iterator[Experiment]:
-    """Yield the arms at three seeds."""
+    """Yield the arms at five seeds."""
     control = edco.of_right_answers(get_config())
-    yield from edco.compare(control, arms(edco.small_edco(rounds=ROUNDS)), SEEDS)
+    yield from edco.compare(control, arms(edco.small_edco(rounds=ROUNDS)))
 
 
 def qwen3() -> Iterator[Experiment]:
     """Yield the arms on Qwen3-4B with the authors' settings."""
-    yield from edco.compare(edco.released(ASSETS, edco.QWEN3), arms(edco.released_edco()), SEEDS)
+    yield from edco.compare(edco.released(ASSETS, edco.QWEN3), arms(edco.released_edco()))
 
 
 def llama() -> Iterator[Experiment]:
     """Yield the arms on Llama-3.2-3B with the authors' settings."""
-    yield from edco.compare(edco.released(ASSETS, edco.LLAMA), arms(edco.released_edco()), SEEDS)
+    yield from edco.compare(edco.released(ASSETS, edco.LLAMA), arms(edco.released_edco()))
 
 
 def arms(chosen: Curriculum) -> dict[str, Curriculum]:

@@ -360,7 +360,8 @@ class Curriculum:
         """Move what the policy learned, select the round's examples and queue them.
 
         Raises:
-          ValueError: rounds are opened out of order, or an example that needs a score has none.
+          ValueError: rounds are opened out of order, an example that needs a score has none, or
+            the round selects nobody.
         """
         self._check_settings(state)
         if round_ != state.round + 1:
@@ -371,6 +372,12 @@ class Curriculum:
         if round_ > 0 and isinstance(self.policy, Mixing):
             state = dataclasses.replace(state, share_G=self.policy.mix(state))
         ids = self.policy.select(state, self._eligible(state), self._quotas(state), seed)
+        if not len(ids):
+            free = int(np.count_nonzero(self._eligible(state)))
+            raise ValueError(
+                f"round {round_} selects none of the {free} examples that may be trained on: raise "
+                "fraction, or lower cool_down_rounds"
+            )
         selected_round_X = replaced(state.selected_round_X, ids, round_)
         state = dataclasses.replace(state, selected_round_X=selected_round_X)
         return dataclasses.replace(state, queue=self._epoch(state, seed), cursor=0)
@@ -388,10 +395,6 @@ class Curriculum:
         """
         if state.round == NEVER:
             raise ValueError("no round is open; call open_round first")
-        if count and not len(state.queue):
-            raise ValueError(
-                f"round {state.round} selected no example; select more, or shorten the cool-down"
-            )
         while len(state.waiting()) < count and self.allow_repeats:
             state = dataclasses.replace(state, epoch=state.epoch + 1)
             queue = np.concatenate([state.waiting(), self._epoch(state, seed)])

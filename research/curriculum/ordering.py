@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 
 from research.curriculum.state import PoolState
 
-RESOLUTION_NATS = 1e-4  # scores nearer than this are ties; float noise is about 1e-6
+RESOLUTION = 1e-4  # of nats, or of what else a score counts: nearer ones are ties; noise is 1e-6
 
 Unscored = Literal["error", "first", "last"]
 RoundOrder = Literal["shuffled", "descending", "ascending"]
@@ -46,8 +46,8 @@ def draws(size: int, *stream: int) -> UInt64[np.ndarray, " {size}"]:
 
 
 def rounded(score_X: Float[np.ndarray, " X"]) -> Float[np.ndarray, " X"]:
-    """Round scores to 1e-4 nats, in float64, so that float noise between machines is gone."""
-    return np.rint(np.asarray(score_X, np.float64) / RESOLUTION_NATS) * RESOLUTION_NATS
+    """Round scores to 1e-4 of their unit, in float64: float noise between machines is gone."""
+    return np.rint(np.asarray(score_X, np.float64) / RESOLUTION) * RESOLUTION
 
 
 def uniforms(size: int, *stream: int) -> Float[np.ndarray, " {size}"]:
@@ -81,7 +81,7 @@ def ranked(
             "or 'last'"
         )
     known = np.where(missing, 0.0, score_X[ids].astype(np.float64))
-    value = np.rint(known / RESOLUTION_NATS).astype(np.int64)
+    value = np.rint(known / RESOLUTION).astype(np.int64)
     value = -value if descending else value
     drawn = np.where(missing, draw_X[ids], 0)
     place = missing if unscored == "last" else ~missing

@@ -277,6 +277,12 @@ def test_without_repeats_a_round_hands_out_what_is_left_and_then_says_so():
         curriculum.plan(state, 1, 0)
 
 
+def test_a_round_that_selects_nobody_is_refused_as_it_opens(monkeypatch):
+    monkeypatch.setattr(TopFraction, "select", lambda *_: np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match=f"round 0 selects none of the {SIZE} examples"):
+        opened(edco())
+
+
 def test_a_cool_down_rests_what_was_selected():
     curriculum = edco(rounds=4, cool_down_rounds=2, rescore_fraction=0.0)
     selections = [opened(curriculum, n).selection() for n in (1, 2, 3, 4)]
