@@ -16,7 +16,9 @@ Expectation: random order is hard to beat where the model can already do the tas
 Command: maktab sweep experiments/ordering.py --jobs 2 --workdir runs/ordering &&
   python experiments/ordering_map.py runs/ordering   (from the last checkpoint alone:
   --generator late)
-Result: not run yet.
+Result: none beats random order beyond chance. Orders that sort lose 0.4 to 1.9 nats on sums: what
+  comes last is what stays. On O-RAN and MATH orders that see each row once tie; nobody learns the
+  look-ups. The start changes nothing of this (`ordering_results.md`).
 """
 
 from __future__ import annotations
