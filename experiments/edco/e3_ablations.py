@@ -67,6 +67,9 @@ def ablations(edco_with: Callable[..., Curriculum], rounds: int) -> dict[str, Cu
         "a round of rest": edco_with(cool_down_rounds=1),
         "hardest first": edco_with(order="descending"),
         "round-wise random": curricula.round_wise_random(rounds=rounds),
+        "round-wise random, no repeats": curricula.round_wise_random(
+            rounds=rounds, fraction=1 / rounds, allow_repeats=False
+        ),
     }
 
 
