@@ -8,8 +8,9 @@ Method: One setting at a time around the EDCO arm of E1; 5 % and 20 % wrong answ
 Expectation: settings matter little; loss chases wrong answers, entropy does not, since it never
   looks at an answer.
 Command: maktab sweep experiments/edco/e3_ablations.py --jobs 2, and --generator noise
-Result: of wrong answers neither EDCO nor dynamic loss chooses more than the pool's share; EDCO
-  stays 0.05 nats behind round-wise random (RESULTS.md). The other settings are not run yet.
+Result: of wrong answers neither EDCO nor dynamic loss chooses more than the pool's share. Settings
+  move the loss as they move the number of distinct rows (Spearman -0.98 over ten arms); without
+  repeats EDCO and random rounds are equal (RESULTS.md). The others are not run yet.
 """
 
 from __future__ import annotations
