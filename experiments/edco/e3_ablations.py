@@ -9,7 +9,7 @@ Expectation: settings matter little; loss chases wrong answers, entropy does not
   looks at an answer.
 Command: maktab sweep experiments/edco/e3_ablations.py --jobs 2, and --generator noise
 Result: of wrong answers neither EDCO nor dynamic loss chooses more than the pool's share. Settings
-  move the loss as they move the number of distinct rows (Spearman -0.98 over ten arms); without
+  move the loss as they move the number of distinct rows (Spearman -0.96 over ten arms); without
   repeats EDCO and random rounds are equal (RESULTS.md). The others are not run yet.
 """
 
