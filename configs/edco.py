@@ -183,7 +183,7 @@ def small_edco(**settings) -> Curriculum:
 def released_edco(**settings) -> Curriculum:
     """Give EDCO with the authors' rounds and a request for a quick answer."""
     shape = {"fraction": 0.25, "rounds": RELEASED_ROUNDS, "prefix_tokens": 64}
-    return curricula.edco(**({"instruction": curricula.QUICK_ANSWER, **shape, **settings}))
+    return curricula.edco(**{"instruction": curricula.QUICK_ANSWER, **shape, **settings})
 
 
 def measured(edco: Curriculum) -> Curriculum:

@@ -115,10 +115,11 @@ def task(
     steps: int = STEPS,
 ) -> Task:
     """Give a task of one row a question; longer rows and those that are tested are left out."""
-    shape = {"rows": 16, "row_tokens": row_tokens}
     asked = edco.closed_book(test, rows=64, row_tokens=edco.ASKED_TOKENS)
     return Task(
-        data=edco.closed_book(pool, **shape, held_out=(test,), left_out=LEFT_OUT),
+        data=edco.closed_book(
+            pool, rows=16, row_tokens=row_tokens, held_out=(test,), left_out=LEFT_OUT
+        ),
         test=Likelihood(name="right-answers", data=asked, slice_by=(dial.field,)),
         dial=dial,
         steps=steps,

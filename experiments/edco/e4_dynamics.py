@@ -11,8 +11,8 @@ Expectation: entropy falls in every arm, for fine-tuning on short answers sharpe
   EDCO.
 Command: maktab sweep experiments/edco/e4_dynamics.py --jobs 2
 Result: over E1's four rounds the pool's entropy moves by +0.01 nats under EDCO, -0.13 under its
-  control, -0.26 under its mirror image (RESULTS.md). Over
-  eight rounds, one seed: +0.02, -0.11, -0.38; EDCO's loss is 0.090 above its control's.
+  control, -0.26 under its mirror image (RESULTS.md). Over eight rounds, one seed: +0.02, -0.11,
+  -0.38; EDCO's loss is 0.090 above its control's.
 """
 
 from __future__ import annotations

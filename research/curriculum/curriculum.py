@@ -371,12 +371,12 @@ class Curriculum:
             state = dataclasses.replace(state, memory=self.policy.reflect(state))
         if round_ > 0 and isinstance(self.policy, Mixing):
             state = dataclasses.replace(state, share_G=self.policy.mix(state))
-        ids = self.policy.select(state, self._eligible(state), self._quotas(state), seed)
+        eligible_X = self._eligible(state)
+        ids = self.policy.select(state, eligible_X, self._quotas(state), seed)
         if not len(ids):
-            free = int(np.count_nonzero(self._eligible(state)))
             raise ValueError(
-                f"round {round_} selects none of the {free} examples that may be trained on: raise "
-                "fraction, or lower cool_down_rounds"
+                f"round {round_} selects none of the {np.count_nonzero(eligible_X)} examples that "
+                "may be trained on: raise fraction, or lower cool_down_rounds"
             )
         selected_round_X = replaced(state.selected_round_X, ids, round_)
         state = dataclasses.replace(state, selected_round_X=selected_round_X)

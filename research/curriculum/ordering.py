@@ -80,8 +80,7 @@ def ranked(
             f"{ids[missing][:5].tolist()}; score them, or say where they go with unscored='first' "
             "or 'last'"
         )
-    known = np.where(missing, 0.0, score_X[ids].astype(np.float64))
-    value = np.rint(known / RESOLUTION).astype(np.int64)
+    value = rounded(np.where(missing, 0.0, score_X[ids]))
     value = -value if descending else value
     drawn = np.where(missing, draw_X[ids], 0)
     place = missing if unscored == "last" else ~missing

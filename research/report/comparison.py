@@ -59,8 +59,7 @@ class Standing:
         """ "better", "worse" or "undecided" than the control, at 5 % after correction."""
         if self.difference is None or self.corrected is None or self.corrected >= LEVEL:
             return "undecided"
-        lower_wins = self.metric in LOWER_IS_BETTER
-        return "better" if (self.difference.value < 0) == lower_wins else "worse"
+        return "better" if self.gain[0] > 0 else "worse"
 
     @property
     def gain(self) -> tuple[float, float, float]:

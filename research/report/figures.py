@@ -22,7 +22,7 @@ from research.report.drawing import (
 from research.report.runs import Arm, Round
 
 POOL, SELECTED = "#9aa5b1", "#D55E00"
-DECIDED = {"better": COLOURS[2], "worse": COLOURS[1], "undecided": "#9aa5b1"}
+DECIDED = {"better": COLOURS[2], "worse": COLOURS[1], "undecided": POOL}
 NAMES = {
     "loss_nats": "loss (nats a token)",
     "perplexity": "perplexity",
